@@ -1,0 +1,89 @@
+# `make` alone explains itself. Everything runs from a virtual environment of its own, made when it is missing.
+
+MODEL ?= micro
+METHOD ?= htgrpo
+ABLATION ?=
+SEED ?= 0
+SET ?=
+RESUME ?=
+SEEDS ?= 3
+METHODS ?= $(METHODS_KNOWN)
+JOBS ?= 2
+OUT ?= runs/micro-base
+STEPS ?= 1800
+PLACEMENT ?= canonical
+TEST_JOBS ?= 2
+
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+# Python 3.11 or newer, the first that is found; `make PYTHON=...` takes another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Where to look for PyTorch besides PyPI. Linux without a GPU: https://download.pytorch.org/whl/cpu saves gigabytes.
+TORCH_INDEX ?=
+
+known = $(sort $(notdir $(basename $(wildcard configs/$(1)/*.yaml))))
+METHODS_KNOWN := $(call known,method)
+# $(call check,variable,folder): stops with one line when the variable names no file of configs/folder.
+check = $(if $(filter-out $(call known,$(2)),$($(1))),$(error unknown $(1) `$(filter-out \
+	$(call known,$(2)),$($(1)))` (one of: $(call known,$(2)))))
+
+ifneq ($(filter train plan compare,$(MAKECMDGOALS)),)
+$(call check,MODEL,model)
+$(call check,METHOD,method)
+$(call check,METHODS,method)
+$(call check,ABLATION,ablation)
+endif
+
+MODEL_FILE := configs/model/$(MODEL).yaml
+FILES := $(MODEL_FILE) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
+SETS := $(foreach s,$(SET),--set '$(s)')
+empty :=
+comma := ,
+
+.PHONY: help setup train plan compare test lint pretrain-micro clean
+
+help:  ## Show this
+	@echo "make TARGET [VARIABLE=value]..."
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+	@echo
+	@echo "MODEL     $(call known,model)"
+	@echo "METHOD    $(METHODS_KNOWN)"
+	@echo "ABLATION  $(call known,ablation)"
+	@echo "SET       \"key=value key.sub=value\", over the files in configs/"
+
+setup: $(READY)  ## Make the virtual environment in .venv
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found (make PYTHON=/path/to/python)" >&2; exit 2; }
+	@echo "setting up $(VENV) with $(PYTHON); this takes a few minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --retries 1 --no-deps -c constraints.txt torch \
+		$(addprefix --extra-index-url ,$(TORCH_INDEX))
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+train: $(READY)  ## Train and report: MODEL, METHOD, ABLATION, SEED, SET, RESUME=1
+	@$(BIN)/htgrpo train $(FILES) --set seed=$(SEED) $(SETS) $(if $(RESUME),--resume)
+
+plan: $(READY)  ## Show what `make train` would do, with the same variables
+	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
+
+compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, JOBS=2, MODEL, SET
+	@$(BIN)/htgrpo compare $(MODEL_FILE) --methods $(subst $(empty) $(empty),$(comma),$(strip $(METHODS))) \
+		--seeds $(SEEDS) --jobs $(JOBS) $(SETS)
+
+test: $(READY)  ## Run the tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
+
+lint: $(READY)  ## Check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+pretrain-micro: $(READY)  ## Train the micro model's base checkpoint: OUT, SEED, STEPS, PLACEMENT
+	@$(BIN)/htgrpo pretrain-micro --out $(OUT) --seed $(SEED) --steps $(STEPS) --placement $(PLACEMENT)
+
+clean:  ## Remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find htgrpo_ext tests -name __pycache__ -prune -exec rm -rf {} +
