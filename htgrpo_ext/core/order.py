@@ -1,0 +1,24 @@
+"""Generation order: which tokens were unmasked first (paper section 2.1).
+
+B rollouts, N image tokens.
+"""
+
+import torch
+from torch import Tensor
+
+
+def generation_rank(unmask_step_BN: Tensor) -> Tensor:
+    """Rank of every token in the order of unmasking, 1 first.
+
+    unmask_step_BN  integer [B, N], the sampler step at which each token appeared
+    Returns         int16 [B, N], a permutation of 1..N per row; tokens of one step keep raster order
+    """
+    order_BN = unmask_step_BN.argsort(dim=-1, stable=True)
+    ranks_BN = torch.arange(1, order_BN.shape[-1] + 1, dtype=torch.int16, device=order_BN.device).expand_as(order_BN)
+    return torch.empty_like(ranks_BN).scatter(-1, order_BN, ranks_BN)
+
+
+def structure_count(num_tokens: int, structure_ratio: float) -> int:
+    """N_s = round(rho N), half upwards: how many of the first tokens are structure (Eq. 7)."""
+    # The tiny slack takes 0.29 x 50 for 14.5, though it is 14.499999999999998 in floats.
+    return int(structure_ratio * num_tokens + 0.5 + 1e-9)

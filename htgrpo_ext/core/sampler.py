@@ -1,0 +1,129 @@
+"""Samplers of masked-diffusion image generators, recording when each token was unmasked.
+
+A sampler calls `logits(codes_BN) -> [M, V]`: logits of the M still masked positions, row-major. It owns no
+randomness: `uniform(step) -> [B, 2, N]` supplies two numbers in [0, 1) per token and step. Masked is MASK in
+`codes`; a finished token is never masked again, in any of the samplers of MaskGRPO, MMaDA and Lumina-DiMOO.
+
+B rollouts, N image tokens, V codebook, T steps, M masked positions.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MASK = -1
+TINY = 1e-20  # keeps log(0) out of Gumbel noise
+
+Logits = Callable[[Tensor], Tensor]
+Uniform = Callable[[int], Tensor]
+
+
+class Rollout(NamedTuple):
+    codes_BN: Tensor  # int64 [B, N], in 0..V-1
+    unmask_step_BN: Tensor  # int16 [B, N], in 0..T-1
+    entropy_BN: Tensor  # float32 [B, N], entropy in nats of the law each token was drawn from
+
+
+def guided(conditional: Logits, unconditional: Logits, guidance: float) -> Logits:
+    """Classifier-free guidance (1+g) cond - g uncond, as MMaDA and Lumina-DiMOO write it; g = 0 switches it off."""
+    if guidance == 0:
+        return conditional
+    return lambda codes_BN: (1 + guidance) * conditional(codes_BN) - guidance * unconditional(codes_BN)
+
+
+def cosine_masked_share(time: float) -> float:
+    """Share of tokens still masked at time in [0, 1]: cos(pi/2 time)."""
+    return math.cos(math.pi / 2 * time)
+
+
+def categorical(probs_MV: Tensor, uniform_M: Tensor) -> Tensor:
+    """Draw one code per row by inverting the cumulative sum. int64 [M]"""
+    cumulative_MV = probs_MV.cumsum(-1)
+    # Scaled by the last entry, which rounding leaves beside 1; the clamp serves u so near 1 that u * total = total.
+    points_M1 = (uniform_M * cumulative_MV[:, -1])[:, None]
+    drawn_M = torch.searchsorted(cumulative_MV, points_M1, right=True)[:, 0]
+    return drawn_M.clamp(max=probs_MV.shape[-1] - 1)
+
+
+def _draw(logits: Logits, codes_BN: Tensor, uniform_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A code for every masked position, its probability and its law's entropy, each [M], row-major."""
+    logp_MV = logits(codes_BN).float().log_softmax(-1)
+    probs_MV = logp_MV.exp()
+    drawn_M = categorical(probs_MV, uniform_BN[codes_BN == MASK])
+    return drawn_M, probs_MV.gather(1, drawn_M[:, None])[:, 0], torch.special.entr(probs_MV).sum(-1)
+
+
+def _sample(shape: tuple[int, int], steps: int, device, decide: Callable) -> Rollout:
+    """The loop both samplers share; `decide(step, codes)` gives (finished, code, entropy) per masked position."""
+    if steps < 1:
+        raise ValueError(f"sampler steps must be at least 1, not {steps}")
+    codes_BN = torch.full(shape, MASK, dtype=torch.int64, device=device)
+    unmask_step_BN = torch.full(shape, MASK, dtype=torch.int16, device=device)
+    entropy_BN = torch.zeros(shape, device=device)
+    for step in range(steps):
+        masked_BN = codes_BN == MASK
+        if not masked_BN.any():
+            break
+        finished_M, code_M, entropy_M = decide(step, codes_BN)
+        finished_BN = masked_BN.masked_scatter(masked_BN, finished_M)
+        codes_BN = codes_BN.masked_scatter(finished_BN, code_M[finished_M])
+        entropy_BN = entropy_BN.masked_scatter(finished_BN, entropy_M[finished_M])
+        unmask_step_BN = unmask_step_BN.masked_fill(finished_BN, step)
+    return Rollout(codes_BN, unmask_step_BN, entropy_BN)
+
+
+@torch.no_grad()
+def emerge(logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, device="cpu") -> Rollout:
+    """MaskGRPO's sampler: which tokens appear does not depend on their values.
+
+    At each step every masked token is unmasked with probability 1 - k_s/k_t (k: the share still masked after
+    and before the step), its code drawn from the model's law; the last step draws all that are left.
+    """
+
+    def decide(step: int, codes_BN: Tensor):
+        token_noise_BN, unmask_noise_BN = uniform(step).to(device).unbind(1)
+        stay = cosine_masked_share((step + 1) / steps) / cosine_masked_share(step / steps) if step < steps - 1 else 0.0
+        code_M, _, entropy_M = _draw(logits, codes_BN, token_noise_BN)
+        return unmask_noise_BN[codes_BN == MASK] >= stay, code_M, entropy_M
+
+    return _sample(shape, steps, device, decide)
+
+
+@torch.no_grad()
+def maskgit(
+    logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
+) -> Rollout:
+    """MaskGIT's sampler as MMaDA runs it: the most confident tokens are kept at each step.
+
+    Every masked token is drawn; confidence is its log-probability plus temperature x Gumbel noise; floor(N k_s)
+    tokens (at least 1, at most one fewer than now) stay masked. The temperature anneals as MMaDA's does: it is
+    multiplied by (1 - (step + 1)/T) at every step, so that the factors compound.
+    """
+    num_tokens = shape[1]
+    temperatures = [temperature]
+    for step in range(steps):
+        temperatures.append(temperatures[-1] * (1 - (step + 1) / steps))
+
+    def decide(step: int, codes_BN: Tensor):
+        token_noise_BN, rank_noise_BN = uniform(step).to(device).unbind(1)
+        masked_BN = codes_BN == MASK
+        code_M, prob_M, entropy_M = _draw(logits, codes_BN, token_noise_BN)
+        if step == steps - 1:
+            return torch.ones_like(code_M, dtype=torch.bool), code_M, entropy_M
+        gumbel_M = -(-(rank_noise_BN[masked_BN] + TINY).log() + TINY).log()
+        confidence_M = prob_M.clamp(min=TINY).log() + temperatures[step + 1] * gumbel_M
+        confidence_BN = torch.full(shape, torch.inf, device=device).masked_scatter(masked_BN, confidence_M)
+        masked_count_B = masked_BN.sum(-1)
+        stay_B = torch.full_like(masked_count_B, int(num_tokens * cosine_masked_share((step + 1) / steps)))
+        stay_B = stay_B.clamp(min=1).minimum(masked_count_B - 1)
+        # The stay_B least confident of each row: rank of every token among its row's confidences.
+        order_BN = confidence_BN.argsort(dim=-1, stable=True).argsort(-1)
+        return (order_BN >= stay_B[:, None])[masked_BN], code_M, entropy_M
+
+    return _sample(shape, steps, device, decide)
+
+
+SAMPLERS = {"emerge": emerge, "maskgit": maskgit}

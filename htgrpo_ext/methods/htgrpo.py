@@ -1,0 +1,75 @@
+"""HT-GRPO (paper section 3): staged, annealed supports; a fully masked context; credit by generation order."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from htgrpo_ext.core.credit import credit_weight
+from htgrpo_ext.core.order import structure_count
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.stages import STAGES, Annealing, Stage, sampling_rate, schedule, stage_tokens
+from htgrpo_ext.core.support import support_set
+from htgrpo_ext.core.views import RolloutBatch, Update, View
+from htgrpo_ext.methods.base import Method, Positive, Rate
+
+
+class StageRates(BaseModel):
+    """Annealing of one stage's sampling rate gamma (Eq. 8, 29-30)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gamma_max: Rate = 1.0
+    gamma_min: Rate = 0.5
+    mode: Annealing = "down"
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.gamma_min > self.gamma_max:
+            raise ValueError(f"gamma_min {self.gamma_min} is above gamma_max {self.gamma_max}")
+        return self
+
+
+class HTGRPO(Method):
+    name: Literal["htgrpo"]
+    budget: dict[Stage, int] = Field(default={"global": 2, "structure": 4, "refinement": 2})
+    rates: dict[Stage, StageRates] = Field(default_factory=lambda: {stage: StageRates() for stage in STAGES})
+    structure_weight: Positive = 1.2
+    refinement_weight: Positive = 0.8
+    context: Literal["masked", "reveal-structure"] = "masked"
+
+    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+        rank_BN, structure_count = batch.rank_BN, batch.structure_count
+        weight_BN = credit_weight(rank_BN, structure_count, self.structure_weight, self.refinement_weight)
+        updates = []
+        for k, (stage, j, length) in enumerate((s.stage, s.index, s.length) for s in schedule(self.budget)):
+            rates = self.rates.get(stage, StageRates())
+            rate = sampling_rate(j, length, rates.gamma_min, rates.gamma_max, rates.mode)
+            noise_BN = draws.uniform("support", k, shape=rank_BN.shape[1:]).to(rank_BN.device)
+            support_BN = support_set(stage_tokens(rank_BN, structure_count, stage), rate, noise_BN)
+            updates.append(Update(self._views(rank_BN <= structure_count, support_BN), weight_BN, stage))
+        return updates
+
+    def _views(self, structure_BN: torch.Tensor, support_BN: torch.Tensor) -> tuple[View, ...]:
+        """Everything masked (Eq. 9); or, for the ablation, structure shown where refinement is scored."""
+        nothing_BN = torch.zeros_like(support_BN)
+        if self.context == "masked":
+            return (View(nothing_BN, support_BN),)
+        return View(nothing_BN, support_BN & structure_BN), View(structure_BN, support_BN & ~structure_BN)
+
+    def problems(self, count: int, num_tokens: int) -> list[str]:
+        budget = [self.budget.get(stage, 0) for stage in STAGES]
+        found = []
+        if any(updates < 0 for updates in budget):
+            found.append(f"budget {':'.join(map(str, budget))} has a negative number (method.budget)")
+        if sum(budget) != count:
+            found.append(
+                f"budget {'+'.join(map(str, budget))} = {sum(budget)}, but updates_per_rollout is {count} "
+                "(method.budget, loop.updates_per_rollout)"
+            )
+        if not 0 < structure_count(num_tokens, self.structure_ratio) < num_tokens:
+            found.append(
+                f"structure_ratio {self.structure_ratio} leaves a stage without tokens among {num_tokens} "
+                "(method.structure_ratio)"
+            )
+        return found

@@ -1,0 +1,92 @@
+"""Random remasking: MaskGRPO, UniGRPO and D1. The context is the image with a random part masked again.
+
+B rollouts, N image tokens, L prompt tokens, K updates.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.views import RolloutBatch, Update, View
+from htgrpo_ext.methods.base import Method, Share, plain_weight
+
+
+def remask(batch: RolloutBatch, draws: Draws, update: int, ratio: float | Tensor) -> Tensor:
+    """Mask each token with probability `ratio` (a number, or one per rollout [B, 1]). bool [B, N], True = masked"""
+    return draws.uniform("remask", update, shape=batch.rank_BN.shape[1:]).to(batch.rank_BN.device) < ratio
+
+
+def remasked_updates(masked: list[Tensor], batch: RolloutBatch) -> list[Update]:
+    """Updates whose targets are just the tokens masked in them."""
+    return [Update((View(~masked_BN, masked_BN),), plain_weight(batch), "global") for masked_BN in masked]
+
+
+class MaskGRPOFixed(Method):
+    """MaskGRPO as its paper describes it: update k masks at m_k = min(c + (1 - c)(k + 1)/K, 0.999)."""
+
+    name: Literal["maskgrpo-fixed"]
+    min_mask_rate: Share = 0.6  # c, MaskGRPO's own training script
+
+    average: ClassVar[Literal["rollout", "token"]] = "token"
+
+    def _masks(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Tensor]:
+        c = self.min_mask_rate
+        return [remask(batch, draws, k, min(c + (1 - c) * (k + 1) / count, 0.999)) for k in range(count)]
+
+    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+        return remasked_updates(self._masks(batch, draws, count), batch)
+
+
+class MaskGRPO(MaskGRPOFixed):
+    """MaskGRPO as its code was published, with the two faults that shape a run.
+
+    1. The loss mask of all K updates is broadcast over each update's log-probabilities: every token counts as
+       often as it was masked in any of them, tokens visible in this update's context included.
+    2. The index of the update walks with the micro-step: with A micro-batches to an optimizer step, micro-batch a
+       of step k trains update (k A + a) mod K.
+    It also computes pi_old of all K updates in a pass of its own.
+    """
+
+    name: Literal["maskgrpo"]
+
+    old_from_first_update: ClassVar[bool] = False
+
+    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+        masked = self._masks(batch, draws, count)
+        times_masked_BN = torch.stack(masked).sum(0)
+        return [Update((View(~masked_BN, times_masked_BN),), plain_weight(batch), "global") for masked_BN in masked]
+
+    def update_index(self, update: int, micro_batch: int, micro_batches: int, count: int) -> int:
+        return (update * micro_batches + micro_batch) % count
+
+
+class UniGRPO(Method):
+    """UniGRPO (MMaDA): a random start ratio per rollout, then even steps of 1/K over the updates.
+
+    The paper's printed rule ends fully masked and contradicts its own example (100, 300, 500, 700, 900 of
+    1,000); the example's even spacing is taken: ratio_k = r + k/K, r uniform in [0, 1/K).
+    """
+
+    name: Literal["unigrpo"]
+
+    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+        start_B1 = draws.uniform("start ratio", shape=(1,)).to(batch.rank_BN.device) / count
+        return remasked_updates([remask(batch, draws, k, start_B1 + k / count) for k in range(count)], batch)
+
+
+class D1(Method):
+    """diffu-GRPO (d1): the image fully masked, each word of the prompt masked with probability p, anew per update."""
+
+    name: Literal["d1"]
+    prompt_mask_rate: Share = 0.15
+
+    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+        everything_BN = torch.ones_like(batch.rank_BN, dtype=torch.bool)
+        updates = []
+        for k in range(count):
+            noise_BL = draws.uniform("prompt mask", k, shape=batch.words_BL.shape[1:]).to(batch.words_BL.device)
+            hidden_BL = batch.words_BL & (noise_BL < self.prompt_mask_rate)
+            updates.append(Update((View(~everything_BN, everything_BN, hidden_BL),), plain_weight(batch), "global"))
+        return updates

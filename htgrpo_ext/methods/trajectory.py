@@ -1,0 +1,61 @@
+"""Trajectory recording: TraceRL / TraceGRPO, and AGRPO's sampled steps. Each token is scored in the context it
+was generated in: the tokens of earlier steps visible, everything else masked.
+
+B rollouts, N image tokens, K updates.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.views import RolloutBatch, Update, View
+from htgrpo_ext.methods.base import Method, plain_weight
+
+
+def step_groups(unmask_step_BN: Tensor, merged_steps: int) -> Tensor:
+    """Number of the group of neighbouring steps each token belongs to, 0 first.
+
+    Steps in which a rollout unmasked nothing do not count; of the others every `merged_steps` neighbours make one
+    group (TraceRL's `shrink`). int64 [B, N]
+    """
+    num_steps = int(unmask_step_BN.max()) + 1
+    happened_BT = torch.nn.functional.one_hot(unmask_step_BN.long(), num_steps).any(dim=1)
+    place_BT = happened_BT.long().cumsum(-1) - 1
+    return place_BT.gather(1, unmask_step_BN.long()) // merged_steps
+
+
+class TraceGRPO(Method):
+    """All N tokens in every update, each in its own step's view.
+
+    merged_steps      s, neighbouring steps that share a view; 1 is exact
+    steps_per_update  train each update on this many of a rollout's views, drawn anew (AGRPO); None: on all
+    """
+
+    name: Literal["tracegrpo"]
+    merged_steps: PositiveInt = 1
+    steps_per_update: PositiveInt | None = None
+
+    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+        group_BN = step_groups(batch.unmask_step_BN, self.merged_steps)
+        num_groups = int(group_BN.max()) + 1
+        weight_BN = plain_weight(batch)
+        updates = []
+        for k in range(count):
+            chosen_BN = self._chosen(group_BN, num_groups, draws, k)
+            views = tuple(View(group_BN < j, (group_BN == j) & chosen_BN) for j in range(num_groups))
+            updates.append(Update(views, weight_BN, "global"))
+        return updates
+
+    def _chosen(self, group_BN: Tensor, num_groups: int, draws: Draws, update: int) -> Tensor:
+        """Tokens of the steps this update trains on. bool [B, N]"""
+        if self.steps_per_update is None or self.steps_per_update >= num_groups:
+            return torch.ones_like(group_BN, dtype=torch.bool)
+        # Noise for the most groups there can be, one per token: the draw must not depend on the rest of the batch.
+        noise_BJ = draws.uniform("steps", update, shape=group_BN.shape[1:])[:, :num_groups].to(group_BN.device)
+        # A rollout with fewer groups than the longest never draws one that it does not have.
+        exists_BJ = torch.arange(num_groups, device=group_BN.device) <= group_BN.max(dim=1, keepdim=True).values
+        order_BJ = noise_BJ.masked_fill(~exists_BJ, 2.0).argsort(-1).argsort(-1)
+        return (order_BJ < self.steps_per_update).gather(1, group_BN)
