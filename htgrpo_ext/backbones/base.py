@@ -1,0 +1,35 @@
+"""What every backbone offers to the loops.
+
+Image codes are canonical everywhere outside a backbone: int64 [B, N], 0..V-1, MASK where masked. Token ids,
+separators and offsets are the backbone's own business.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from htgrpo_ext.core.views import Prompts
+
+
+class Backbone(Protocol):
+    num_image_tokens: int  # N
+    codebook_size: int  # V
+    mask_id: int  # the model's id for a masked token, word or image
+    model: nn.Module  # what is trained: full weights, or adapters on frozen ones
+
+    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
+        """Rows of the model's prompt layout, padded to one length."""
+
+    def unconditional(self) -> Prompts:
+        """The one row that stands for no prompt in classifier-free guidance."""
+
+    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
+        """Codebook logits [M, V] at the M wanted positions, row-major, for U rows of prompt and canvas."""
+
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        """Pixels float32 [B, 3, H, W] in [-1, 1]."""
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside this context `image_logits` answers as the frozen reference policy."""

@@ -1,0 +1,25 @@
+"""Rewards of the micro world, from its exact verifier."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from htgrpo_ext.micro.verifier import Verdict, verify
+from htgrpo_ext.micro.world import Prompt
+
+MICRO_REWARDS = {
+    "verdict": lambda verdict: float(verdict.correct),
+    "partial": lambda verdict: verdict.partial,
+}
+
+
+def verdicts(prompts: Sequence[Prompt], codes_BN: Tensor) -> list[Verdict]:
+    """The verdict on each image [64] against its own prompt."""
+    return [verify(prompt, codes) for prompt, codes in zip(prompts, codes_BN.tolist(), strict=True)]
+
+
+def score(prompts: Sequence[Prompt], codes_BN: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Each named reward, float32 [B]."""
+    judged = verdicts(prompts, codes_BN)
+    return {name: torch.tensor([MICRO_REWARDS[name](verdict) for verdict in judged]) for name in names}
