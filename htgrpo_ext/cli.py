@@ -1,0 +1,121 @@
+"""The `htgrpo` command. Each subcommand reads its arguments and calls one function."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from htgrpo_ext.errors import UserError
+
+app = typer.Typer(
+    help="HT-GRPO for masked-diffusion image generators, and its baselines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Files = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, later ones winning.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
+
+
+class Placement(StrEnum):
+    canonical = "canonical"
+    free = "free"
+
+
+@app.command()
+def train(
+    config: Files,
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+) -> None:
+    """Train, evaluate before and after, write the report."""
+    from htgrpo_ext.config import load_settings
+
+    settings = load_settings(config, set_ or [])
+    from htgrpo_ext.train.reference import train as train_run
+
+    train_run(settings, resume=resume)
+
+
+@app.command()
+def plan(config: Files, set_: Overrides = None) -> None:
+    """Show what a run will do, without training: updates, forwards, batches, memory."""
+    from htgrpo_ext.config import load_settings
+    from htgrpo_ext.plan import print_plan
+
+    print_plan(load_settings(config, set_ or []))
+
+
+@app.command()
+def compare(
+    config: Files,
+    methods: Annotated[str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per method: seeds 0, 1, ..")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    set_: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of all the runs and of compare.json.")] = Path("runs/compare"),
+) -> None:
+    """Train several methods under equal seeds, prompts and rewards, and lay the runs side by side."""
+    files = method_files(methods)
+    from htgrpo_ext.eval.compare import compare as compare_methods
+
+    compare_methods(config, files, seeds, jobs, set_ or [], out)
+
+
+def method_files(names: str) -> list[Path]:
+    """The YAML file of each of the methods named, commas between; a name is one of configs/method or a path."""
+    folder = Path("configs/method")
+    files, unknown = [], []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+        files.append(file)
+        if not file.is_file():
+            unknown.append(
+                f"unknown method `{name}` (one of {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))})"
+            )
+    if unknown or not files:
+        raise UserError("\n".join(unknown) or "--methods names none")
+    return files
+
+
+@app.command("pretrain-micro")
+def pretrain_micro(
+    out: Annotated[Path, typer.Option(help="Folder to save the checkpoint in.")],
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    placement: Annotated[Placement, typer.Option(help="Where objects may stand.")] = Placement.canonical,
+) -> None:
+    """Train the micro model's base checkpoint from scratch."""
+    from htgrpo_ext.micro.pretrain import pretrain
+
+    pretrain(out, seed, steps, placement=placement.value)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
+    """Write report.html of a finished run anew."""
+    if not (run_folder / "summary.json").is_file():
+        raise UserError(f"{run_folder}: no finished run there (summary.json is missing)")
+    from htgrpo_ext.eval.report import write_report
+
+    print(write_report(run_folder))
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one `error:` line each and exit code 2, never a traceback.
+
+    Control-C ends with typer's own exit code for it, 130.
+    """
+    try:
+        app()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

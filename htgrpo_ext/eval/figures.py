@@ -1,0 +1,121 @@
+"""Pictures of evaluated images: contact sheets, and the before and after of a README.
+
+Q prompts, I images per prompt, N image tokens.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from htgrpo_ext.eval.folder import Scored, read_prompts, read_scored
+from htgrpo_ext.micro.decoder import decode_codes, to_image
+
+RIGHT, WRONG, INK = "#1a9850", "#d73027", "#222222"
+IMAGES_SHOWN = 4
+
+
+def pictures(codes_BN: NDArray) -> list[Image.Image]:
+    """The pictures of B images given as codes [B, N]."""
+    return [to_image(pixels) for pixels in decode_codes(torch.from_numpy(codes_BN.astype(np.int64)))]
+
+
+def first_of_each_task(prompts: list[dict], count: int) -> dict[str, list[int]]:
+    """Places of the first `count` prompts of each task: the rule by which prompts are shown, whatever came of them."""
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        of_task = places.setdefault(prompt["tag"], [])
+        if len(of_task) < count:
+            of_task.append(place)
+    return places
+
+
+def task_name(task: str) -> str:
+    """A task's name to read: two_object -> two objects."""
+    names = {"two_object": "two objects", "color_attr": "color attribution"}
+    return names.get(task, task.replace("_", " "))
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines no wider than `width` pixels, broken between words (a longer word stands alone)."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def contact_sheet(
+    images: list[Image.Image],
+    columns: int,
+    captions: list[str] | None = None,
+    border_colors: list[str] | None = None,
+    scale: int = 1,
+) -> Image.Image:
+    """Images of one size in rows of `columns`, each with its caption beneath and a border in its color.
+
+    scale  how many times as large to draw the images, with borders and text to match
+    """
+    gap, border, font = 6 * scale, 3 * scale, ImageFont.load_default(11 * scale)
+    width, height = (scale * length for length in images[0].size)
+    cell = width + 2 * border
+    wrapped = [_wrap(caption, cell - border, font) for caption in captions or [""] * len(images)]
+    line = sum(font.getmetrics())
+    rows = [range(first, min(first + columns, len(images))) for first in range(0, len(images), columns)]
+    below = [line * max(len(wrapped[i]) for i in row) + gap // 2 for row in rows]
+    size = gap + columns * (cell + gap), gap + sum(below) + len(rows) * (height + 2 * border + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw, top = ImageDraw.Draw(sheet), gap
+    for row, text_height in zip(rows, below, strict=True):
+        for column, i in enumerate(row):
+            left, bottom = gap + column * (cell + gap), top + height + 2 * border
+            if border_colors:
+                draw.rectangle((left, top, left + cell - 1, bottom - 1), border_colors[i])
+            sheet.paste(images[i].resize((width, height), Image.Resampling.LANCZOS), (left + border, top + border))
+            for n, words in enumerate(wrapped[i]):
+                draw.text((left + border, bottom + gap // 3 + n * line), words, INK, font)
+        top += height + 2 * border + text_height + gap
+    return sheet
+
+
+def write_before_after(folder: Path, out: Path) -> None:
+    """A PNG of 1200 px for a README: the first prompt of each task, drawn by the base and by the trained model.
+
+    Both from the same noise; green borders are right by the strict verdict, red ones wrong.
+    """
+    prompts = read_prompts(folder)
+    base, trained = read_scored(folder, "base"), read_scored(folder, "trained")
+    places = [first for (first,) in first_of_each_task(prompts, 1).values()]
+    blocks = [_block(prompts[place], base, trained, place) for place in places]
+    side = 600
+    rows = -(-len(blocks) // 2)
+    height = blocks[0].height + 14
+    sheet = Image.new("RGB", (2 * side, rows * height), "white")
+    for i, block in enumerate(blocks):
+        sheet.paste(block, (i % 2 * side + (side - block.width) // 2, i // 2 * height + 7))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
+
+
+def _block(prompt: dict, base: Scored, trained: Scored, place: int) -> Image.Image:
+    """One prompt: its words, a row of images before and a row after."""
+    rows = []
+    for scored in (base, trained):
+        borders = [RIGHT if right else WRONG for right in scored.correct_QI[place, :IMAGES_SHOWN]]
+        rows.append(contact_sheet(pictures(scored.codes_QIN[place, :IMAGES_SHOWN]), IMAGES_SHOWN, None, borders))
+    head, margin = 44, 26
+    block = Image.new("RGB", (margin + rows[0].width, head + 2 * rows[0].height), "white")
+    draw = ImageDraw.Draw(block)
+    draw.text((margin + 6, 2), task_name(prompt["tag"]), "#777777", ImageFont.load_default(14))
+    draw.text((margin + 6, 20), prompt["prompt"], INK, ImageFont.load_default(17))
+    for i, (row, name) in enumerate(zip(rows, ("before", "after"), strict=True)):
+        top = head + i * row.height
+        block.paste(row, (margin, top))
+        label = Image.new("RGB", (row.height, margin), "white")
+        ImageDraw.Draw(label).text((row.height // 2, margin // 2), name, INK, ImageFont.load_default(15), anchor="mm")
+        block.paste(label.rotate(90, expand=True), (0, top))
+    return block

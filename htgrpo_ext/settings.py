@@ -1,0 +1,116 @@
+"""The whole configuration of a run, as one pydantic model. What each field means stands beside it in configs/.
+
+Everything is checked before anything is loaded; `problems` finds all that no single field can know.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from htgrpo_ext.core.sampler import SAMPLERS
+from htgrpo_ext.methods import METHODS
+from htgrpo_ext.micro.world import NUM_IMAGE_TOKENS
+
+Share = Annotated[float, Field(ge=0, le=1)]
+AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Section):
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: Share
+    targets: list[str]
+
+
+class Model(Section):
+    name: Literal["micro"]
+    checkpoint: Path
+    tuning: Literal["full", "lora"]
+    lora: Lora | None = None
+
+
+class RolloutSettings(Section):
+    prompts_per_cycle: PositiveInt
+    rollouts_per_prompt: Annotated[int, Field(ge=2)]
+    sampler: Literal[tuple(SAMPLERS)]
+    steps: PositiveInt
+    guidance: NonNegativeFloat
+    temperature: NonNegativeFloat
+
+
+class LoopSettings(Section):
+    cycles: PositiveInt
+    updates_per_rollout: PositiveInt
+    micro_batches: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_updates: NonNegativeInt
+    adam_betas: tuple[Share, Share]
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
+    kl_coefficient: NonNegativeFloat
+    save_steps: PositiveInt
+
+
+class RewardSettings(Section):
+    name: Literal["verdict", "partial"]
+    weight: PositiveFloat
+
+
+class EvalSettings(Section):
+    prompts_per_task: Annotated[int, Field(ge=1, le=80)]  # the smallest task has 90 in all; RL needs some
+    images_per_prompt: PositiveInt
+    seed: NonNegativeInt
+
+
+class LogSettings(Section):
+    tensorboard: bool
+    wandb: bool
+
+
+class RunSettings(Section):
+    """One run. `out` is its folder; `name` is made of model, method and seed when it is not given.
+
+    label  what the method is called in that name, where its own name does not say it: ablations, AGRPO
+    """
+
+    name: str | None = None
+    label: str | None = None
+    seed: NonNegativeInt
+    out: Path | None = None
+    model: Model
+    method: AnyMethod
+    rollout: RolloutSettings
+    loop: LoopSettings
+    rewards: list[RewardSettings]
+    eval: EvalSettings
+    log: LogSettings
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.model.name}-{self.label or self.method.name}-s{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs") / self.run_name
+
+    def problems(self, processes: int = 1) -> list[str]:
+        """Everything that is wrong between fields, one line each; empty when all is well."""
+        found = self.method.problems(self.loop.updates_per_rollout, NUM_IMAGE_TOKENS)
+        shares, prompts = processes * self.loop.micro_batches, self.rollout.prompts_per_cycle
+        if prompts % shares:
+            found.append(
+                f"{prompts} prompts a cycle do not divide into {processes} processes x {self.loop.micro_batches} "
+                "micro-batches (rollout.prompts_per_cycle, loop.micro_batches)"
+            )
+        if self.model.tuning == "lora" and self.model.lora is None:
+            found.append("tuning is lora, but there are no LoRA settings (model.tuning, model.lora)")
+        if not self.rewards:
+            found.append("no reward is given (rewards)")
+        return found

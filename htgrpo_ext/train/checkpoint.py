@@ -1,0 +1,61 @@
+"""Checkpoints that a kill at any moment leaves whole.
+
+A checkpoint is a folder written under another name and renamed when complete; only renamed ones are ever read.
+No generator's state is in it: every draw is derived from (seed, purpose, cycle, ..), so the cycle's number says all.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+PREFIX = "cycle-"
+
+
+def sync_tree(folder: Path) -> None:
+    """Force a folder's files to disk, so that a rename cannot outrun their contents."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def save_checkpoint(folder: Path, cycle: int, model: nn.Module, optimizer, state: dict) -> Path:
+    """Write `folder`/cycle-NNNNNN: weights (or adapters), optimizer, and `state` as JSON; drop the older ones."""
+    final = folder / f"{PREFIX}{cycle:06d}"
+    partial = folder / f".partial-{cycle:06d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial / "model")
+    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    (partial / "state.json").write_text(json.dumps({"cycle": cycle, **state}))
+    sync_tree(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    sync_tree(folder)
+    for old in complete_checkpoints(folder)[:-2]:
+        shutil.rmtree(old)
+    return final
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(folder.glob(f"{PREFIX}*"))
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer) -> dict:
+    """Load weights and optimizer in place; returns the state that was saved."""
+    from safetensors.torch import load_file
+
+    weights = load_file(next((path / "model").glob("*.safetensors")))
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, weights)
+    else:
+        model.load_state_dict(weights)
+    optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+    return json.loads((path / "state.json").read_text())

@@ -1,0 +1,59 @@
+"""What a person sees while training: one line with stage, reward and time left; plain lines where no terminal is."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from htgrpo_ext.settings import RunSettings
+
+
+class TrainingProgress:
+    """A progress bar on a terminal, a line every tenth of the way elsewhere; silent when not `enabled`."""
+
+    def __init__(self, settings: RunSettings, enabled: bool):
+        self.cycles, self.updates = settings.loop.cycles, settings.loop.updates_per_rollout
+        self.console = Console(quiet=not enabled)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not enabled or not self.console.is_terminal,
+        )
+        self._training: TaskID | None = None
+        self._note = ""
+
+    def __enter__(self) -> "TrainingProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def evaluating(self, name: str, total: int) -> TaskID:
+        """Start the bar of an evaluation of `total` images."""
+        if not self.console.is_terminal:
+            self.console.print(f"evaluating the {name} model: {total} images")
+        return self.bar.add_task(f"evaluate {name}", total=total, note="images")
+
+    def advance(self, task: TaskID, count: int) -> None:
+        self.bar.advance(task, count)
+
+    def update(self, k: int, stage: str) -> None:
+        """Update k of the current cycle is about to run."""
+        if self._training is None:
+            self._training = self.bar.add_task("train", total=self.cycles, note="")
+        self.bar.update(self._training, note=f"{stage} {k + 1}/{self.updates} │ {self._note}")
+
+    def cycle(self, record: dict) -> None:
+        """A cycle is done."""
+        self._note = (
+            f"reward {record['reward_mean']:.3f} ±{record['reward_std']:.2f}"
+            f" │ groups without spread {record['zero_std_groups']}/{record['groups']}"
+        )
+        done = record["cycle"] + 1
+        self.bar.update(self._training, completed=done)
+        if not self.console.is_terminal and (done * 10 // self.cycles != (done - 1) * 10 // self.cycles or done == 1):
+            seconds = sum(record["seconds"].values())
+            self.console.print(f"cycle {done}/{self.cycles}  {self._note}  {seconds:.1f} s", highlight=False)

@@ -1,0 +1,42 @@
+"""Rollouts: prompts to finished images, with the unmask step of every token."""
+
+import torch
+
+from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.sampler import SAMPLERS, Rollout, guided
+from htgrpo_ext.core.views import Prompts
+from htgrpo_ext.settings import RolloutSettings
+
+
+def generate(
+    backbone: Backbone, forward: SharedForward, prompts: Prompts, draws: Draws, settings: RolloutSettings
+) -> Rollout:
+    """Sample one image for each of B prompt rows; `draws` holds the noise of just these rows.
+
+    Guidance runs the same canvas a second time without its prompt.
+    """
+    count = len(prompts.ids_BL)
+    nobody = backbone.unconditional().repeat(count)
+    logits = guided(
+        lambda codes_BN: forward.masked_logits(prompts, codes_BN),
+        lambda codes_BN: forward.masked_logits(nobody, codes_BN),
+        settings.guidance,
+    )
+    tokens = backbone.num_image_tokens
+    options = {"temperature": settings.temperature} if settings.sampler == "maskgit" else {}
+    return SAMPLERS[settings.sampler](
+        logits,
+        lambda step: draws.uniform("rollout", step, shape=(2, tokens)),
+        (count, tokens),
+        settings.steps,
+        device=prompts.ids_BL.device,
+        **options,
+    )
+
+
+def mean_entropy(rollout: Rollout, rank_BN: torch.Tensor, structure_count: int) -> tuple[float, float]:
+    """Mean entropy in nats of the laws that structure tokens, and refinement tokens, were drawn from."""
+    structure_BN = rank_BN <= structure_count
+    return rollout.entropy_BN[structure_BN].mean().item(), rollout.entropy_BN[~structure_BN].mean().item()

@@ -1,0 +1,228 @@
+"""Files, overrides and their checks: what is merged, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from htgrpo_ext.config import load_settings, save_settings
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.methods import METHODS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODEL = CONFIGS / "model/micro.yaml"
+HTGRPO = CONFIGS / "method/htgrpo.yaml"
+
+
+def errors(files, overrides=(), processes=1) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_settings(files, overrides, processes)
+    return str(caught.value).splitlines()
+
+
+def written(folder: Path, text: str, name: str = "mine.yaml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("method/*.yaml")), ids=lambda f: f.stem)
+def test_every_method_file_loads_with_the_model(file):
+    settings = load_settings([MODEL, file])
+    assert settings.run_name == f"micro-{file.stem}-s0"
+    assert set(yaml.safe_load(file.read_text())["method"]) == set(type(settings.method).model_fields)  # none left out
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("ablation/*.yaml")), ids=lambda f: f.stem)
+def test_every_ablation_changes_htgrpo_and_names_its_run(file):
+    settings, plain = load_settings([MODEL, HTGRPO, file]), load_settings([MODEL, HTGRPO])
+    assert settings.run_name == f"micro-{file.stem}-s0"
+    assert settings.method.name == "htgrpo" and settings.method != plain.method
+    assert settings.model_copy(update={"label": None, "method": plain.method}) == plain
+    assert "# Paper (GenEval overall, MMaDA):" in file.read_text()
+
+
+def test_there_is_a_file_for_every_method():
+    named = {yaml.safe_load(f.read_text())["method"]["name"] for f in CONFIGS.glob("method/*.yaml")}
+    assert named == set(METHODS)
+
+
+def test_later_files_win_and_mappings_merge_while_lists_are_replaced(tmp_path):
+    first = written(tmp_path, "loop: {cycles: 5, save_steps: 3}\nrewards: [{name: verdict, weight: 1}]", "a.yaml")
+    second = written(tmp_path, "loop: {cycles: 6}", "b.yaml")
+    settings = load_settings([MODEL, HTGRPO, first, second])
+    assert (settings.loop.cycles, settings.loop.save_steps, settings.loop.micro_batches) == (6, 3, 1)
+    assert [(r.name, r.weight) for r in settings.rewards] == [("verdict", 1.0)]
+
+
+def test_overrides_come_after_the_files_and_are_yaml(tmp_path):
+    overrides = [
+        "loop.learning_rate=1e-4",
+        "loop.adam_betas=[0.5, 9.5e-1]",
+        "method.rates.global.mode=up",
+        "log.tensorboard=false",
+        "name=a=b",
+        "loop.cycles=1",
+        "loop.cycles=2",
+    ]
+    settings = load_settings([MODEL, HTGRPO], overrides)
+    assert settings.loop.learning_rate == 0.0001 and settings.loop.adam_betas == (0.5, 0.95)
+    assert settings.method.rates["global"].mode == "up" and settings.method.rates["global"].gamma_min == 0.5
+    assert settings.method.rates["structure"].mode == "down"
+    assert (settings.log.tensorboard, settings.name, settings.loop.cycles) == (False, "a=b", 2)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "1.0e-4", ".1e-3", "0.0001", "+1e-4"])
+def test_a_number_may_be_written_in_any_way(tmp_path, text):
+    file = written(tmp_path, f"loop: {{learning_rate: {text}}}")
+    assert load_settings([MODEL, HTGRPO, file]).loop.learning_rate == 1e-4
+
+
+def test_a_method_of_another_name_replaces_the_section():
+    settings = load_settings([MODEL, HTGRPO, CONFIGS / "method/tracegrpo.yaml"], ["method.merged_steps=2"])
+    assert settings.method == METHODS["tracegrpo"](name="tracegrpo", merged_steps=2)
+    again = load_settings([MODEL, HTGRPO], ["method.name=d1", "method.prompt_mask_rate=0.2"])
+    assert again.method == METHODS["d1"](name="d1", prompt_mask_rate=0.2)
+
+
+FINITE = st.floats(1e-9, 1e9)
+
+
+@given(
+    st.sampled_from(sorted(CONFIGS.glob("method/*.yaml"))),
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])),
+    FINITE,
+    st.tuples(*[st.floats(0, 1)] * 2),
+    st.sampled_from([None, Path("runs/a b"), Path("/somewhere/é")]),
+)
+def test_what_is_saved_is_read_back_equal(tmp_path_factory, method, name, rate, betas, out):
+    settings = load_settings([MODEL, method])
+    loop = settings.loop.model_copy(update={"learning_rate": rate, "adam_betas": betas})
+    settings = settings.model_copy(update={"loop": loop, "name": name, "out": out})
+    path = tmp_path_factory.mktemp("saved") / "deep" / "config.yaml"
+    save_settings(settings, path)
+    assert load_settings([path]) == settings
+    assert [f.name for f in path.parent.iterdir()] == ["config.yaml"]
+
+
+def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_path):
+    file = written(tmp_path, "method: {structure_ration: 0.2}")
+    assert errors([MODEL, HTGRPO, file]) == [
+        f"{file}: unknown key `structure_ration` (did you mean `structure_ratio`?)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("sede=1", "unknown key `sede` (did you mean `seed`?)"),
+        ("loop.cycle=1", "unknown key `cycle` (did you mean `cycles`?)"),
+        ("model.lora.rnk=1", "unknown key `rnk` (did you mean `rank`?)"),
+        ("method.rates.global.gama_max=1", "unknown key `gama_max` (did you mean `gamma_max`?)"),
+        ("method.rates.globl={}", "unknown key `globl` (did you mean `global`?)"),
+        ("method.budget.structur=1", "unknown key `structur` (did you mean `structure`?)"),
+        ("log.xyz=1", "unknown key `xyz` (one of tensorboard, wandb)"),
+        ("method.structure_ratio=1.5", "method.structure_ratio must be less than 1 (got 1.5)"),
+        ("method.structure_ratio=0", "method.structure_ratio must be greater than 0 (got 0)"),
+        ("method.structure_weight=0", "method.structure_weight must be greater than 0 (got 0)"),
+        ("method.refinement_weight=-0.5", "method.refinement_weight must be greater than 0 (got -0.5)"),
+        (
+            "method.rates.global.gamma_max=1.1",
+            "method.rates.global.gamma_max must be less than or equal to 1 (got 1.1)",
+        ),
+        ("method.rates.global.gamma_min=0", "method.rates.global.gamma_min must be greater than 0 (got 0)"),
+        ("method.rates.global.gamma_max=0.4", "method.rates.global: gamma_min 0.5 is above gamma_max 0.4"),
+        ("method.context=all", "method.context must be 'masked' or 'reveal-structure' (got 'all')"),
+        ("method.name=htgrp", "unknown method `htgrp` (did you mean `htgrpo`?)"),
+        ("loop.cycles=many", "loop.cycles must be a valid integer (got 'many')"),
+        ("loop.cycles=1.5", "loop.cycles must be a valid integer, got a number with a fractional part (got 1.5)"),
+        ("loop=3", "loop must be a section of settings (got 3)"),
+        ("method=htgrpo", "method must be a section of settings (got 'htgrpo')"),
+        ("rewards=[{name: clip, weight: 1}]", "rewards.0.name must be 'verdict' or 'partial' (got 'clip')"),
+        ("rollout.rollouts_per_prompt=1", "rollout.rollouts_per_prompt must be greater than or equal to 2 (got 1)"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(override, line):
+    assert errors([MODEL, HTGRPO], [override]) == [f"--set {override}: {line}"]
+
+
+def test_an_unlike_method_is_answered_with_the_list():
+    assert errors([MODEL, HTGRPO], ["method.name=ppo"]) == [
+        "--set method.name=ppo: unknown method `ppo` (one of d1, htgrpo, maskgrpo, maskgrpo-fixed, tracegrpo, unigrpo)"
+    ]
+
+
+def test_an_ablation_of_htgrpo_does_not_pass_silently_over_another_method():
+    file = CONFIGS / "ablation/a5-uniform-credit.yaml"
+    found = errors([MODEL, CONFIGS / "method/maskgrpo.yaml", file])
+    assert len(found) == 2 and all(line.startswith(f"{file}: unknown key `") for line in found)
+
+
+def test_what_is_missing_is_said_with_the_files_that_lack_it(tmp_path):
+    assert errors([MODEL]) == [f"{MODEL}: method is missing"]
+    assert "method.name is missing" in errors([MODEL, written(tmp_path, "method: {structure_ratio: 0.3}")])[0]
+    file = written(tmp_path, "model: {name: micro, tuning: full}")
+    assert f"{file}: model.checkpoint is missing" in errors([file, HTGRPO])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "line"),
+    [
+        (
+            ["method.budget.refinement=1"],
+            1,
+            "budget 2+4+1 = 7, but updates_per_rollout is 8 (method.budget, loop.updates_per_rollout)",
+        ),
+        (
+            ["rollout.prompts_per_cycle=12", "loop.micro_batches=3"],
+            8,
+            "12 prompts a cycle do not divide into 8 processes x 3 micro-batches "
+            "(rollout.prompts_per_cycle, loop.micro_batches)",
+        ),
+        (
+            ["model.tuning=lora", "model.lora=null"],
+            1,
+            "tuning is lora, but there are no LoRA settings (model.tuning, model.lora)",
+        ),
+        (["rewards=[]"], 1, "no reward is given (rewards)"),
+    ],
+)
+def test_what_no_single_field_knows_is_one_line(overrides, processes, line):
+    assert errors([MODEL, HTGRPO], overrides, processes) == [line]
+
+
+def test_all_problems_are_reported_at_once():
+    """Fields in the order of the settings, then what lies between fields."""
+    overrides = ["method.structure_ration=1", "method.refinement_weight=0", "loop.cycles=0", "method.budget.global=3"]
+    assert errors([MODEL, HTGRPO], [*overrides, "loop.micro_batches=5"]) == [
+        "--set method.refinement_weight=0: method.refinement_weight must be greater than 0 (got 0)",
+        "--set method.structure_ration=1: unknown key `structure_ration` (did you mean `structure_ratio`?)",
+        "--set loop.cycles=0: loop.cycles must be greater than 0 (got 0)",
+        "budget 3+4+2 = 9, but updates_per_rollout is 8 (method.budget, loop.updates_per_rollout)",
+        "12 prompts a cycle do not divide into 1 processes x 5 micro-batches "
+        "(rollout.prompts_per_cycle, loop.micro_batches)",
+    ]
+
+
+def test_a_wrong_field_does_not_set_off_a_second_complaint():
+    assert len(errors([MODEL, HTGRPO], ["method.budget.global=two"])) == 1
+    assert len(errors([MODEL, HTGRPO], ["loop.updates_per_rollout=none"])) == 1
+    assert len(errors([MODEL, HTGRPO], ["method=1", "loop=2"])) == 2
+
+
+def test_files_that_cannot_be_read_are_one_line_each(tmp_path):
+    missing, empty = tmp_path / "no.yaml", written(tmp_path, "# nothing\n", "empty.yaml")
+    broken = written(tmp_path, "loop:\n  cycles: 3\n  a: b: c\n", "broken.yaml")
+    twice = written(tmp_path, "seed: 1\nseed: 2\n", "twice.yaml")
+    listed = written(tmp_path, "- a\n", "listed.yaml")
+    assert errors([missing, empty, broken, twice, listed, tmp_path], ["seed", "seed=[1"]) == [
+        f"{missing}: no such file",
+        f"{empty}: empty, expected settings",
+        f"{broken}:3: not valid YAML (mapping values are not allowed here)",
+        f"{twice}:2: not valid YAML (`seed` is given twice)",
+        f"{listed}: expected sections such as `method:`, got a list",
+        f"{tmp_path}: cannot be read (Is a directory)",
+        "--set seed: expected key=value, such as loop.cycles=2",
+        "--set seed=[1: not valid YAML (expected ',' or ']', but got '<stream end>')",
+    ]
