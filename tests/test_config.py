@@ -52,7 +52,7 @@ def test_later_files_win_and_mappings_merge_while_lists_are_replaced(tmp_path):
     first = written(tmp_path, "loop: {cycles: 5, save_steps: 3}\nrewards: [{name: verdict, weight: 1}]", "a.yaml")
     second = written(tmp_path, "loop: {cycles: 6}", "b.yaml")
     settings = load_settings([MODEL, HTGRPO, first, second])
-    assert (settings.loop.cycles, settings.loop.save_steps, settings.loop.micro_batches) == (6, 3, 1)
+    assert (settings.loop.cycles, settings.loop.save_steps, settings.loop.micro_batches) == (6, 3, 2)
     assert [(r.name, r.weight) for r in settings.rewards] == [("verdict", 1.0)]
 
 

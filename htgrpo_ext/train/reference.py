@@ -106,7 +106,7 @@ def train_cycle(run: Run, cycle: int) -> None:
             for a, part in enumerate(parts)
         ]
 
-    # Update K times; the index of an update belongs to the optimizer step, not to the micro-batch.
+    # Update K times. All micro-batches of an optimizer step train the same update (but for MaskGRPO as published).
     for k in range(K):
         run.progress.update(k, updates[k].stage)
         with run.timed("update"):
