@@ -7,8 +7,10 @@ SEED ?= 0
 SET ?=
 RESUME ?=
 SEEDS ?= 3
-METHODS ?= $(METHODS_KNOWN)
+METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
+# Of a comparison: a quarter of a run's own, because a baseline's cycle takes up to twenty times as long.
+CYCLES ?= 10
 OUT ?= runs/micro-base
 STEPS ?= 1800
 PLACEMENT ?= canonical
@@ -70,9 +72,9 @@ train: $(READY)  ## Train and report: MODEL, METHOD, ABLATION, SEED, SET, RESUME
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
-compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, JOBS=2, MODEL, SET
+compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, SET
 	@$(BIN)/htgrpo compare $(MODEL_FILE) --methods $(subst $(empty) $(empty),$(comma),$(strip $(METHODS))) \
-		--seeds $(SEEDS) --jobs $(JOBS) $(SETS)
+		--seeds $(SEEDS) --jobs $(JOBS) --set loop.cycles=$(CYCLES) $(SETS)
 
 test: $(READY)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)

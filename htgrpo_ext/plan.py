@@ -18,14 +18,13 @@ from rich.table import Table
 from torch import Tensor
 
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.order import generation_rank, structure_count
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.stages import sampling_rate, schedule
-from htgrpo_ext.core.views import Prompts, RolloutBatch, Update
+from htgrpo_ext.core.views import Prompts, Update
 from htgrpo_ext.methods.htgrpo import HTGRPO, StageRates
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.rollout import generate
-from htgrpo_ext.train.scoring import BatchScores
+from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
 
 KINDS = ("rollout", "old", "reference", "new")
 COST = {"rollout": 1, "old": 1, "reference": 1, "new": 3}  # of a row, in forwards: a backward counts as two
@@ -89,23 +88,10 @@ def simulate(settings: RunSettings, backbone: StubBackbone) -> tuple[list[Update
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
     rows, draws = backbone.prompts.repeat(G), Draws(settings.seed, 0, range(P), G)
     rollout = generate(backbone, forward, rows, draws, settings.rollout)
-    rank_BN = generation_rank(rollout.unmask_step_BN)
-    num_structure = structure_count(rank_BN.shape[1], method.structure_ratio)
-    batch = RolloutBatch(rollout.unmask_step_BN, rank_BN, rows.words_BL, num_structure)
-    updates = method.updates(batch, draws, K)
+    updates = plan_updates(settings, rollout, rows, draws)[1]
     at_once = 0
-    for a in range(A):
-        part = slice(a * P // A * G, (a + 1) * P // A * G)
-        scores = BatchScores(
-            forward,
-            backbone,
-            rows.rows(part),
-            rollout.codes_BN[part],
-            [update.rows(part) for update in updates],
-            method.update_index(0, a, A, K),
-            method,
-            with_reference=loop.kl_coefficient > 0,
-        )
+    scored = score_micro_batches(settings, backbone, forward, rows, rollout.codes_BN, updates)
+    for a, (_, scores) in enumerate(scored):
         for k in range(K):
             before = forward.rows["new"]
             scores.new(method.update_index(k, a, A, K))

@@ -25,10 +25,9 @@ from htgrpo_ext.backbones.micro import MicroBackbone
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import Objective, group_advantage, policy_objective
-from htgrpo_ext.core.order import generation_rank, structure_count
 from htgrpo_ext.core.randomness import Draws, derived_generator
 from htgrpo_ext.core.sampler import Rollout
-from htgrpo_ext.core.views import RolloutBatch, Update
+from htgrpo_ext.core.views import Update
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.eval.evaluate import evaluate
 from htgrpo_ext.eval.report import write_report
@@ -40,7 +39,7 @@ from htgrpo_ext.train.checkpoint import complete_checkpoints, load_checkpoint, s
 from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.rollout import generate, mean_entropy
-from htgrpo_ext.train.scoring import BatchScores
+from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
 
 
 @dataclass
@@ -83,42 +82,24 @@ def train_cycle(run: Run, cycle: int) -> None:
         reward_B = sum(reward.weight * rewards[reward.name] for reward in settings.rewards)
         advantage_B, flat_P = group_advantage(reward_B.to(rows.ids_BL.device), G)
 
-    # Plan the K updates: what is visible, what is a target, what it weighs.
-    rank_BN = generation_rank(rollout.unmask_step_BN)
-    num_structure = structure_count(rank_BN.shape[1], method.structure_ratio)
-    batch = RolloutBatch(rollout.unmask_step_BN, rank_BN, rows.words_BL, num_structure)
-    updates = method.updates(batch, draws, K)
-
-    # Score under the old and the reference policy, micro-batch by micro-batch.
-    parts = [slice(a * len(prompts) // A, (a + 1) * len(prompts) // A) for a in range(A)]
+    # Plan the K updates (what is visible, what is a target, what it weighs), and score under the old and the
+    # reference policy, micro-batch by micro-batch.
+    batch, updates = plan_updates(settings, rollout, rows, draws)
     with run.timed("score"):
-        scores = [
-            BatchScores(
-                run.forward,
-                run.backbone,
-                rows.rows(part),
-                rollout.codes_BN[part],
-                [update.rows(part) for update in updates],
-                method.update_index(0, a, A, K),
-                method,
-                with_reference=loop.kl_coefficient > 0,
-            )
-            for a, part in enumerate(parts)
-        ]
+        scored = score_micro_batches(settings, run.backbone, run.forward, rows, rollout.codes_BN, updates)
 
     # Update K times. All micro-batches of an optimizer step train the same update (but for MaskGRPO as published).
     for k in range(K):
         run.progress.update(k, updates[k].stage)
         with run.timed("update"):
             results = []
-            for a, part in enumerate(parts):
+            for a, (part, scores) in enumerate(scored):
                 index = method.update_index(k, a, A, K)
-                update = scores[a].updates[index]
-                new_BN = scores[a].new(index)
+                update, new_BN = scores.updates[index], scores.new(index)
                 result = policy_objective(
                     new_BN,
-                    scores[a].old[index],
-                    scores[a].reference[index] if scores[a].reference else None,
+                    scores.old[index],
+                    scores.reference[index] if scores.reference else None,
                     advantage_B[part],
                     update.weight_BN,
                     update.target_BN,
@@ -131,9 +112,9 @@ def train_cycle(run: Run, cycle: int) -> None:
             step = cycle * K + k
             norm = optimizer_step(run, step)
         log_update(run, cycle, k, step, updates[k], results, norm)
-    log_cycle(run, cycle, rewards, reward_B, flat_P, mean_entropy(rollout, rank_BN, num_structure))
+    log_cycle(run, cycle, rewards, reward_B, flat_P, mean_entropy(rollout, batch))
     if cycle == loop.cycles - 1 and run.accelerator.is_main_process:
-        save_shown_rollout(settings.folder, prompts[0], reward_B[0].item(), rollout, rank_BN, updates)
+        save_shown_rollout(settings.folder, prompts[0], reward_B[0].item(), rollout, batch.rank_BN, updates)
 
 
 def process_share(accelerator: Accelerator, count: int) -> range:

@@ -1,12 +1,10 @@
 """Rollouts: prompts to finished images, with the unmask step of every token."""
 
-import torch
-
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import SAMPLERS, Rollout, guided
-from htgrpo_ext.core.views import Prompts
+from htgrpo_ext.core.views import Prompts, RolloutBatch
 from htgrpo_ext.settings import RolloutSettings
 
 
@@ -36,7 +34,7 @@ def generate(
     )
 
 
-def mean_entropy(rollout: Rollout, rank_BN: torch.Tensor, structure_count: int) -> tuple[float, float]:
+def mean_entropy(rollout: Rollout, batch: RolloutBatch) -> tuple[float, float]:
     """Mean entropy in nats of the laws that structure tokens, and refinement tokens, were drawn from."""
-    structure_BN = rank_BN <= structure_count
+    structure_BN = batch.rank_BN <= batch.structure_count
     return rollout.entropy_BN[structure_BN].mean().item(), rollout.entropy_BN[~structure_BN].mean().item()
