@@ -100,6 +100,18 @@ def test_a_run_is_not_overwritten_without_resume(checkpoint, tmp_path):
         train(settings)
 
 
+def test_a_run_is_not_continued_as_another_but_may_go_on_for_longer(checkpoint, tmp_path):
+    train(tiny_settings("htgrpo", checkpoint, tmp_path / "run"))
+    for method, setting, key in (
+        ("htgrpo", "loop.learning_rate=0.5", "loop.learning_rate 0.001, not 0.5"),
+        ("d1", "seed=0", "method.budget.global 1, not None"),
+    ):
+        with pytest.raises(UserError, match=key):
+            train(tiny_settings(method, checkpoint, tmp_path / "run", setting), resume=True)
+    folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", "loop.cycles=2"), resume=True)
+    assert [update["step"] for update in updates_of(folder)] == [1, 2, 3, 4]
+
+
 def cli(arguments: list[str], launcher: tuple[str, ...] = (), kill_at_save: int | None = None) -> int:
     """Run `htgrpo train` in a process of its own; `kill_at_save` kills it -9 in the middle of that save."""
     program = (

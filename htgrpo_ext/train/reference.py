@@ -9,6 +9,7 @@ P prompts, G rollouts per prompt, B = P*G, N image tokens, K updates.
 
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from htgrpo_ext.backbones.micro import MicroBackbone
-from htgrpo_ext.config import save_settings
+from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import Objective, group_advantage, policy_objective
 from htgrpo_ext.core.randomness import Draws, derived_generator
@@ -40,6 +41,8 @@ from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.rollout import generate, mean_entropy
 from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
+
+MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"}  # between a run and its continuation
 
 
 @dataclass
@@ -227,6 +230,27 @@ def prepare(settings: RunSettings) -> Run:
     return Run(settings, accelerator, backbone, forward, optimizer, log, progress, pool)
 
 
+def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
+    """UserError if a run would be continued with settings that make it another one; more cycles are fine."""
+    now, then = (flatten_settings(s.model_dump(mode="json")) for s in (settings, saved))
+    changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
+    changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{settings.folder}: the run there has {key} {then.get(key)}, not {now.get(key)}; "
+            "continue it with the settings of its config.yaml, or give another `out`"
+        )
+
+
+def flatten_settings(tree: dict, prefix: str = "") -> dict:
+    """{"loop": {"cycles": 3}} as {"loop.cycles": 3}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def resume_or_start(run: Run, resume: bool) -> int:
     """The cycle to begin with, weights and optimizer loaded if there is a checkpoint."""
     folder, main = run.settings.folder, run.accelerator.is_main_process
@@ -235,12 +259,16 @@ def resume_or_start(run: Run, resume: bool) -> int:
         raise UserError(f"{folder}: a run is there already; continue it with --resume, or give another `out`")
     cycle = 0
     if checkpoints:
+        refuse_other_settings(run.settings, load_settings([folder / "config.yaml"]))
         model = run.accelerator.unwrap_model(run.backbone.model)
         cycle = load_checkpoint(checkpoints[-1], model, run.optimizer)["cycle"]
     run.accelerator.wait_for_everyone()  # before the folder is written to, everyone has looked at it
     if main:
+        if cycle == 0:  # a killed run's evaluation may have had other settings
+            shutil.rmtree(folder / "eval", ignore_errors=True)
         save_settings(run.settings, folder / "config.yaml")
     run.log.open(from_cycle=cycle)
+    run.accelerator.wait_for_everyone()  # all see the folder as it is now
     return cycle
 
 
