@@ -13,6 +13,7 @@ from htgrpo_ext.methods import METHODS
 from htgrpo_ext.micro.world import NUM_IMAGE_TOKENS
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
 
 
@@ -50,7 +51,7 @@ class LoopSettings(Section):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     warmup_updates: NonNegativeInt
-    adam_betas: tuple[Share, Share]
+    adam_betas: tuple[Beta, Beta]
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
