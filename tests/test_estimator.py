@@ -138,7 +138,7 @@ def test_masked_logits_are_row_major_and_shared():
     codes_BN = small.codes_BN.where(torch.arange(8) % 3 == 0, MASK)
     codes_BN[:3] = MASK  # the rollouts of the first prompt are all at their first step
     forward = SharedForward(model.image_logits, MASK_ID, 2)
-    found = forward.masked_logits(small.prompts, codes_BN, "rollout")
+    found = forward.masked_logits(small.prompts, codes_BN)
     assert forward.rows["rollout"] == 1 + len({tuple(row) for row in codes_BN[3:].tolist()})
     expected = [model.image_logits(Prompts(*(t[b : b + 1] for t in small.prompts)), codes_BN[b : b + 1],
                                    codes_BN[b : b + 1] == MASK) for b in range(6)]  # fmt: skip

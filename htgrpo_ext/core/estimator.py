@@ -60,17 +60,17 @@ class SharedForward:
         self.rows[kind] += len(codes_UN)
         for start in range(0, len(codes_UN), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            batch = Prompts(*(t[rows] for t in prompts))
-            yield start, wanted_UN[rows], self.image_logits(batch, codes_UN[rows], wanted_UN[rows]).float()
+            logits_MV = self.image_logits(prompts.rows(rows), codes_UN[rows], wanted_UN[rows])
+            yield start, wanted_UN[rows], logits_MV.float()
 
-    def masked_logits(self, prompts: Prompts, codes_BN: Tensor, kind: str = "rollout") -> Tensor:
+    def masked_logits(self, prompts: Prompts, codes_BN: Tensor) -> Tensor:
         """Logits [M, V] at the masked positions of every row, row-major: what a sampler asks for.
 
         At the first step all rollouts of a prompt are one row.
         """
         rows, codes_UN, row_B = distinct_rows(prompts, codes_BN)
         masked_UN = codes_UN == MASK
-        logits_MV = torch.cat([logits for _, _, logits in self._batches(rows, codes_UN, masked_UN, kind)])
+        logits_MV = torch.cat([logits for _, _, logits in self._batches(rows, codes_UN, masked_UN, "rollout")])
         return logits_MV[packed_slots(masked_UN)[row_B][codes_BN == MASK]]
 
     def log_probs(self, prompts: Prompts, codes_BN: Tensor, updates: Sequence[Update], kind: str) -> list[Tensor]:

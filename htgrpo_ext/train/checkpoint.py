@@ -23,15 +23,15 @@ def sync_tree(folder: Path) -> None:
         os.close(handle)
 
 
-def save_checkpoint(folder: Path, cycle: int, model: nn.Module, optimizer, state: dict) -> Path:
-    """Write `folder`/cycle-NNNNNN: weights (or adapters), optimizer, and `state` as JSON; drop the older ones."""
+def save_checkpoint(folder: Path, cycle: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    """Write `folder`/cycle-NNNNNN: weights (or adapters), optimizer, cycle; keep the newest two."""
     final = folder / f"{PREFIX}{cycle:06d}"
     partial = folder / f".partial-{cycle:06d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model.save_pretrained(partial / "model")
     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps({"cycle": cycle, **state}))
+    (partial / "state.json").write_text(json.dumps({"cycle": cycle}))
     sync_tree(partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -46,8 +46,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*"))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer) -> dict:
-    """Load weights and optimizer in place; returns the state that was saved."""
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load weights and optimizer in place; returns the number of cycles done."""
     from safetensors.torch import load_file
 
     weights = load_file(next((path / "model").glob("*.safetensors")))
@@ -58,4 +58,4 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer) -> dict:
     else:
         model.load_state_dict(weights)
     optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
-    return json.loads((path / "state.json").read_text())
+    return json.loads((path / "state.json").read_text())["cycle"]

@@ -7,14 +7,12 @@ from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import RunSettings
 
 
-def flatten(record: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested record, keys joined by a slash."""
-    flat: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{key}"] = value
+def flatten(tree: dict, separator: str, prefix: str = "") -> dict:
+    """{"loop": {"cycles": 3}} as {"loop.cycles": 3} with separator "."."""
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, separator, f"{name}{separator}") if isinstance(value, dict) else {name: value}
     return flat
 
 
@@ -60,7 +58,7 @@ class MetricsLog:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        numbers = flatten(record)
+        numbers = {key: value for key, value in flatten(record, "/").items() if not isinstance(value, str)}
         if self._board:
             for key, value in numbers.items():
                 self._board.add_scalar(f"{record['kind']}/{key}", value, step)

@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper on Hugging Face accelerate: roll out, score, compare within groups, K staged updates.
 
 `train_cycle` is the algorithm; the rest of this file is what surrounds it. One process as it stands, several under
-`accelerate launch`: every process takes its share of each cycle's prompts, and the noise of a prompt is the same
+torchrun: every process takes its share of each cycle's prompts, and the noise of a prompt is the same
 wherever it is drawn. Dropout is off throughout, because log-probabilities are compared.
 
 P prompts, G rollouts per prompt, B = P*G, N image tokens, K updates.
@@ -37,7 +37,7 @@ from htgrpo_ext.micro import world
 from htgrpo_ext.rewards.micro import score
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
-from htgrpo_ext.train.log import MetricsLog
+from htgrpo_ext.train.log import MetricsLog, flatten
 from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.rollout import generate, mean_entropy
 from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
@@ -232,7 +232,7 @@ def prepare(settings: RunSettings) -> Run:
 
 def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
     """UserError if a run would be continued with settings that make it another one; more cycles are fine."""
-    now, then = (flatten_settings(s.model_dump(mode="json")) for s in (settings, saved))
+    now, then = (flatten(s.model_dump(mode="json"), ".") for s in (settings, saved))
     changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
     changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
     if changed:
@@ -241,14 +241,6 @@ def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
             f"{settings.folder}: the run there has {key} {then.get(key)}, not {now.get(key)}; "
             "continue it with the settings of its config.yaml, or give another `out`"
         )
-
-
-def flatten_settings(tree: dict, prefix: str = "") -> dict:
-    """{"loop": {"cycles": 3}} as {"loop.cycles": 3}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def resume_or_start(run: Run, resume: bool) -> int:
@@ -261,7 +253,7 @@ def resume_or_start(run: Run, resume: bool) -> int:
     if checkpoints:
         refuse_other_settings(run.settings, load_settings([folder / "config.yaml"]))
         model = run.accelerator.unwrap_model(run.backbone.model)
-        cycle = load_checkpoint(checkpoints[-1], model, run.optimizer)["cycle"]
+        cycle = load_checkpoint(checkpoints[-1], model, run.optimizer)
     run.accelerator.wait_for_everyone()  # before the folder is written to, everyone has looked at it
     if main:
         if cycle == 0:  # a killed run's evaluation may have had other settings
@@ -290,7 +282,7 @@ def train(settings: RunSettings, resume: bool = False) -> Path:
             train_cycle(run, cycle)
             if main and ((cycle + 1) % loop.save_steps == 0 or cycle + 1 == loop.cycles):
                 model = run.accelerator.unwrap_model(run.backbone.model)
-                save_checkpoint(folder / "checkpoints", cycle + 1, model, run.optimizer, {})
+                save_checkpoint(folder / "checkpoints", cycle + 1, model, run.optimizer)
             run.accelerator.wait_for_everyone()
         seconds["evaluation"] = seconds.get("evaluation", 0.0) + evaluate(
             run.backbone, settings, run.accelerator, run.progress, "trained"
