@@ -1,7 +1,7 @@
 """YAML files and `--set` to one checked `RunSettings`; every mistake one line that names key and file.
 
-Files are merged left to right: mappings key by key, everything else replaced. A `method` of another name replaces the
-whole section, because its keys mean something else.
+Files are merged left to right: mappings key by key, everything else replaced. A `method` or `model` of another name
+replaces the whole section, because its keys mean something else.
 """
 
 import os
@@ -16,10 +16,11 @@ from pydantic import BaseModel, ValidationError
 
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.methods import METHODS
-from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.settings import MODELS, RunSettings
 
 Keys = tuple[str, ...]  # a place in the settings: ("method", "rates", "global")
 Sources = dict[Keys, str]  # the file or --set that last gave each place
+NAMED: dict[str, dict[str, type[BaseModel]]] = {"method": METHODS, "model": MODELS}  # sections that a name chooses
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,7 +127,7 @@ def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()
             into[key] = value
             continue
         names = {part["name"] for part in (old, value) if isinstance(part, dict) and part.get("name")}
-        if not isinstance(old, dict) or (place == ("method",) and len(names) > 1):
+        if not isinstance(old, dict) or (key in NAMED and not at and len(names) > 1):
             into[key] = {}
         _merge(into[key], value, source, sources, place)
 
@@ -134,7 +135,7 @@ def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()
 def _place(error: dict) -> Keys:
     """Where an error is, as a user would write it: without pydantic's own marks in the path."""
     keys = [str(part) for part in error["loc"] if part != "[key]"]
-    if keys[0] == "method" and len(keys) > 1 and keys[1] in METHODS:
+    if len(keys) > 1 and keys[1] in NAMED.get(keys[0], ()):
         del keys[1]
     return tuple(keys)
 
@@ -154,9 +155,9 @@ def _complaint(error: dict, place: Keys, tree: dict) -> str:
         case "literal_error" if error["loc"][-1] == "[key]":
             return _unknown("key", place[-1], re.findall("'(.*?)'", error["ctx"]["expected"]))
         case "union_tag_invalid":
-            return _unknown("method", str(tree["method"]["name"]), sorted(METHODS))
+            return _unknown(name, str(tree[name]["name"]), sorted(NAMED[name]))
         case "union_tag_not_found":
-            return f"method.name is missing (one of {', '.join(sorted(METHODS))})"
+            return f"{name}.name is missing (one of {', '.join(sorted(NAMED[name]))})"
         case "missing":
             return f"{name} is missing"
         case "value_error":
@@ -182,9 +183,10 @@ def _shown(value: Any) -> str:
 def _valid_keys(loc: Sequence[str | int]) -> list[str]:
     """The keys that the section around `loc` takes."""
     section: type[BaseModel] = RunSettings
+    named = NAMED.get(str(loc[0]), {})
     for part in loc[:-1]:
-        if part in METHODS:
-            section = METHODS[part]
+        if part in named:
+            section = named[part]
         elif part in section.model_fields:
             section = _section_in(section.model_fields[part].annotation) or section
     return list(section.model_fields)
@@ -207,7 +209,7 @@ def _other_problems(tree: dict, bad: Sequence[Keys], processes: int) -> list[str
             section.pop(last, None)
     try:
         sections = {
-            name: _unchecked(METHODS[section["name"]] if name == "method" else field.annotation, section)
+            name: _unchecked(NAMED[name][section["name"]] if name in NAMED else field.annotation, section)
             for name, field in RunSettings.model_fields.items()
             if (section := tree.get(name)) is not None
         }

@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from htgrpo_ext.core.sampler import SAMPLERS
 from htgrpo_ext.methods import METHODS
-from htgrpo_ext.micro.world import NUM_IMAGE_TOKENS
+from htgrpo_ext.micro import world
+
+# A block's linear maps in LLaDA's transformer. Here, and not in its module, because settings load no model code.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -28,11 +31,57 @@ class Lora(Section):
     targets: list[str]
 
 
-class Model(Section):
-    name: Literal["micro"]
+class ModelSection(Section):
+    """What every model has; a subclass is one backbone's settings."""
+
+    name: str
     checkpoint: Path
     tuning: Literal["full", "lora"]
     lora: Lora | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong between these fields, one line each."""
+        if self.tuning == "lora" and self.lora is None:
+            return ["tuning is lora, but there are no LoRA settings (model.tuning, model.lora)"]
+        return []
+
+
+class Micro(ModelSection):
+    name: Literal["micro"]
+
+    @property
+    def num_image_tokens(self) -> int:
+        return world.NUM_IMAGE_TOKENS
+
+
+class LladaModelSection(ModelSection):
+    """What the models on LLaDA's transformer have in common."""
+
+    dtype: Literal["bfloat16", "float32"]
+    activation_checkpointing: bool
+    prompt_length: Annotated[int, Field(ge=4)]
+    vq_checkpoint: Path | None
+
+    def problems(self) -> list[str]:
+        targets = self.lora.targets if self.lora else []
+        return super().problems() + [
+            f"no projection is called `{name}` (model.lora.targets; there are {', '.join(PROJECTIONS)})"
+            for name in targets
+            if name not in PROJECTIONS
+        ]
+
+
+class Mmada(LladaModelSection):
+    name: Literal["mmada"]
+    attention: Literal["masked", "as-maskgrpo"]
+
+    @property
+    def num_image_tokens(self) -> int:
+        return 1024
+
+
+MODELS: dict[str, type[ModelSection]] = {"micro": Micro, "mmada": Mmada}
+Model = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
 
 
 class RolloutSettings(Section):
@@ -103,15 +152,14 @@ class RunSettings(Section):
 
     def problems(self, processes: int = 1) -> list[str]:
         """Everything that is wrong between fields, one line each; empty when all is well."""
-        found = self.method.problems(self.loop.updates_per_rollout, NUM_IMAGE_TOKENS)
+        found = self.method.problems(self.loop.updates_per_rollout, self.model.num_image_tokens)
         shares, prompts = processes * self.loop.micro_batches, self.rollout.prompts_per_cycle
         if prompts % shares:
             found.append(
                 f"{prompts} prompts a cycle do not divide into {processes} processes x {self.loop.micro_batches} "
                 "micro-batches (rollout.prompts_per_cycle, loop.micro_batches)"
             )
-        if self.model.tuning == "lora" and self.model.lora is None:
-            found.append("tuning is lora, but there are no LoRA settings (model.tuning, model.lora)")
+        found += self.model.problems()
         if not self.rewards:
             found.append("no reward is given (rewards)")
         return found

@@ -1,6 +1,14 @@
+import pytest
 import torch
 from hypothesis import settings
+from llada_checkpoints import mmada_checkpoint
 
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def mmada_folder(tmp_path_factory):
+    """A tiny MMaDA checkpoint, never written to."""
+    return mmada_checkpoint(tmp_path_factory.mktemp("mmada"))

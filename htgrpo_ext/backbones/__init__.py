@@ -1,1 +1,44 @@
 """One file per model: prompts to rows, canonical image codes to logits and pixels."""
+
+from typing import Any
+
+import torch
+
+from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.settings import LladaModelSection, Model
+
+
+def lora_keywords(model: Model) -> dict[str, Any] | None:
+    """The model's LoRA settings as keywords of peft's LoraConfig; None when full weights are trained."""
+    if model.tuning == "full":
+        return None
+    targets: list[str] | str = list(model.lora.targets)
+    if isinstance(model, LladaModelSection):
+        # By name alone `ff_out` would be the output head as well.
+        targets = rf".*\.blocks\.\d+\.({'|'.join(targets)})"
+    return dict(r=model.lora.rank, lora_alpha=model.lora.alpha, lora_dropout=model.lora.dropout, target_modules=targets)
+
+
+def load_backbone(model: Model, device: str | torch.device = "cpu", seed: int = 0) -> Backbone:
+    """The backbone that the settings describe, its checkpoint loaded; `seed` is of fresh adapters' weights.
+
+    Raises UserError for a checkpoint that is missing or is another model's.
+    """
+    lora = lora_keywords(model)
+    if model.name == "micro":
+        from htgrpo_ext.backbones.micro import MicroBackbone
+
+        return MicroBackbone.load(model.checkpoint, lora, device, seed)
+    from htgrpo_ext.backbones.mmada import MMaDABackbone
+
+    return MMaDABackbone.load(
+        model.checkpoint,
+        lora,
+        device,
+        seed,
+        dtype=getattr(torch, model.dtype),
+        activation_checkpointing=model.activation_checkpointing,
+        prompt_length=model.prompt_length,
+        masks_padding=model.attention == "masked",
+        vq_checkpoint=model.vq_checkpoint,
+    )

@@ -31,5 +31,8 @@ class Backbone(Protocol):
     def decode(self, codes_BN: Tensor) -> Tensor:
         """Pixels float32 [B, 3, H, W] in [-1, 1]."""
 
+    def route_through(self, wrapped: nn.Module) -> None:
+        """Send the policy's forwards through accelerate's wrapper of `model`."""
+
     def reference(self) -> AbstractContextManager[None]:
         """Inside this context `image_logits` answers as the frozen reference policy."""

@@ -1,14 +1,12 @@
 """The micro model as a backbone: words | codes, left-padded prompts that end in an image-start marker."""
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from htgrpo_ext.core.randomness import derived_seed
+from htgrpo_ext.backbones.policy import Policy, frozen_copy, with_adapters
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
@@ -44,18 +42,14 @@ def encode_words(texts: Sequence[str], length: int) -> Prompts:
     return Prompts(ids, ids != PAD, ids > IMAGE_START)
 
 
-class MicroBackbone:
+class MicroBackbone(Policy):
     """See `Backbone`."""
 
     num_image_tokens = world.NUM_IMAGE_TOKENS
 
     def __init__(self, model: nn.Module, reference: nn.Module | None = None):
         """`model` a MicroModel, or a PEFT model around one; `reference` a frozen copy, None to switch adapters off."""
-        self.model = model
-        self._policy: nn.Module = model
-        self._reference = reference
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = base.config
+        super().__init__(model, reference)
         self.codebook_size = self.config.codebook_size
         self.mask_id = self.config.mask_id
 
@@ -73,20 +67,12 @@ class MicroBackbone:
             raise UserError(f"{checkpoint}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)")
         model = MicroModel.from_pretrained(checkpoint).to(device)
         if lora is not None:
-            from peft import LoraConfig, get_peft_model
-
-            with torch.random.fork_rng():
-                torch.manual_seed(derived_seed(seed, "adapters"))  # peft's initialisers know no generator
-                return cls(get_peft_model(model, LoraConfig(**lora)))
-        return cls(model, reference=copy.deepcopy(model).eval().requires_grad_(False))
-
-    def route_through(self, wrapped: nn.Module) -> None:
-        """Send the policy's forwards through accelerate's wrapper of `model`, which keeps processes in step."""
-        self._policy = wrapped
+            return cls(with_adapters(model, lora, seed))
+        return cls(model, reference=frozen_copy(model))
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         prompts = encode_words(texts, self.config.prompt_length)
-        return Prompts(*(t.to(next(self.model.parameters()).device) for t in prompts))
+        return Prompts(*(t.to(self.device) for t in prompts))
 
     def unconditional(self) -> Prompts:
         return self.encode_prompts([""])
@@ -100,16 +86,3 @@ class MicroBackbone:
 
     def decode(self, codes_BN: Tensor) -> Tensor:
         return decode_codes(codes_BN)
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        if self._reference is None:
-            adapters_off = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
-            with adapters_off:
-                yield
-            return
-        policy, self._policy = self._policy, self._reference
-        try:
-            yield
-        finally:
-            self._policy = policy

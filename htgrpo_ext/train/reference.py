@@ -22,7 +22,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from htgrpo_ext.backbones.micro import MicroBackbone
+from htgrpo_ext.backbones import load_backbone
+from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import Objective, group_advantage, policy_objective
@@ -51,7 +52,7 @@ class Run:
 
     settings: RunSettings
     accelerator: Accelerator
-    backbone: MicroBackbone
+    backbone: Backbone
     forward: SharedForward
     optimizer: torch.optim.Optimizer
     log: MetricsLog
@@ -206,16 +207,8 @@ def prepare(settings: RunSettings) -> Run:
     accelerator = Accelerator()
     if problems := settings.problems(accelerator.num_processes):
         raise UserError("\n".join(problems))
-    model, loop = settings.model, settings.loop
-    lora = None
-    if model.tuning == "lora":
-        lora = dict(
-            r=model.lora.rank,
-            lora_alpha=model.lora.alpha,
-            lora_dropout=model.lora.dropout,
-            target_modules=list(model.lora.targets),
-        )
-    backbone = MicroBackbone.load(model.checkpoint, lora, accelerator.device, seed=settings.seed)
+    loop = settings.loop
+    backbone = load_backbone(settings.model, accelerator.device, settings.seed)
     backbone.model.eval()
     trained = [p for p in backbone.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=loop.learning_rate, betas=loop.adam_betas, weight_decay=loop.weight_decay)
