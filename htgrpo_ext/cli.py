@@ -20,6 +20,11 @@ Files = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML fil
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
 
 
+class Loop(StrEnum):
+    reference = "reference"
+    upstream = "upstream"
+
+
 class Placement(StrEnum):
     canonical = "canonical"
     free = "free"
@@ -30,12 +35,16 @@ def train(
     config: Files,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    loop: Annotated[Loop, typer.Option(help="Our own loop, or MaskGRPO's with our patches.")] = Loop.reference,
 ) -> None:
     """Train, evaluate before and after, write the report."""
     from htgrpo_ext.config import load_settings
 
     settings = load_settings(config, set_ or [])
-    from htgrpo_ext.train.reference import train as train_run
+    if loop is Loop.upstream:
+        from htgrpo_ext.train.upstream import train as train_run
+    else:
+        from htgrpo_ext.train.reference import train as train_run
 
     train_run(settings, resume=resume)
 

@@ -16,8 +16,8 @@ from htgrpo_ext.core.objective import Objective, policy_objective
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Prompts, RolloutBatch, Update
-from htgrpo_ext.train.reference import Run
 from htgrpo_ext.train.rollout import generate
+from htgrpo_ext.train.run import Run
 from htgrpo_ext.train.scoring import BatchScores, plan_updates
 
 CycleRow = Mapping  # "prompt", the whole "task", and where it stands: "cycle", "place" (of its prompt, 0..P-1)
@@ -69,7 +69,8 @@ class Extension:
         settings, G = self.run.settings, self.run.settings.rollout.rollouts_per_prompt
         places = [row["place"] for row in rows[::G]]
         if len(self.cycle) == self.loop.micro_batches:
-            self.cycle, self.run.forward.rows = [], type(self.run.forward.rows)()
+            self.cycle = []
+            self.run.forward.rows.clear()
         draws = Draws(settings.seed, rows[0]["cycle"], places, G)
         with self.run.timed("rollout"):
             rollout = generate(self.run.backbone, self.run.forward, prompts, draws, settings.rollout)

@@ -7,64 +7,34 @@ wherever it is drawn. Dropout is off throughout, because log-probabilities are c
 P prompts, G rollouts per prompt, B = P*G, N image tokens, K updates.
 """
 
-import json
-import resource
-import shutil
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from htgrpo_ext.backbones import load_backbone
-from htgrpo_ext.backbones.base import Backbone
-from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.objective import Objective, group_advantage, policy_objective
-from htgrpo_ext.core.randomness import Draws, derived_generator
-from htgrpo_ext.core.sampler import Rollout
-from htgrpo_ext.core.views import Update
+from htgrpo_ext.core.objective import group_advantage, policy_objective
+from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.eval.evaluate import evaluate
-from htgrpo_ext.eval.report import write_report
-from htgrpo_ext.eval.summary import write_summary
-from htgrpo_ext.micro import world
 from htgrpo_ext.rewards.micro import score
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
-from htgrpo_ext.train.log import MetricsLog, flatten
+from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.rollout import generate, mean_entropy
+from htgrpo_ext.train.run import (
+    Run,
+    cycle_prompts,
+    log_cycle,
+    log_update,
+    newest_checkpoint,
+    open_folder,
+    prompt_pool,
+    save_shown_rollout,
+    train_to_report,
+)
 from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
-
-MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"}  # between a run and its continuation
-
-
-@dataclass
-class Run:
-    """What a training run carries from cycle to cycle."""
-
-    settings: RunSettings
-    accelerator: Accelerator
-    backbone: Backbone
-    forward: SharedForward
-    optimizer: torch.optim.Optimizer
-    log: MetricsLog
-    progress: TrainingProgress
-    pool: dict[str, list[world.Prompt]]  # RL prompts by task
-    seconds: dict[str, float] = field(default_factory=dict)  # of this cycle, by part
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def train_cycle(run: Run, cycle: int) -> None:
@@ -115,7 +85,7 @@ def train_cycle(run: Run, cycle: int) -> None:
                 results.append(result)
             step = cycle * K + k
             norm = optimizer_step(run, step)
-        log_update(run, cycle, k, step, updates[k], results, norm)
+        log_update(run, step, [updates[k]], results, norm, run.optimizer.param_groups[0]["lr"])
     log_cycle(run, cycle, rewards, reward_B, flat_P, mean_entropy(rollout, batch))
     if cycle == loop.cycles - 1 and run.accelerator.is_main_process:
         save_shown_rollout(settings.folder, prompts[0], reward_B[0].item(), rollout, batch.rank_BN, updates)
@@ -127,14 +97,6 @@ def process_share(accelerator: Accelerator, count: int) -> range:
     return range(accelerator.process_index * each, (accelerator.process_index + 1) * each)
 
 
-def cycle_prompts(pool: dict[str, list[world.Prompt]], settings: RunSettings, cycle: int) -> list[world.Prompt]:
-    """The P prompts of a cycle: tasks in turn, prompts at random."""
-    count, tasks = settings.rollout.prompts_per_cycle, list(pool)
-    noise = torch.rand(count, generator=derived_generator(settings.seed, "prompts", cycle)).tolist()
-    chosen = [pool[tasks[(cycle * count + i) % len(tasks)]] for i in range(count)]
-    return [prompts[int(u * len(prompts))] for prompts, u in zip(chosen, noise, strict=True)]
-
-
 def optimizer_step(run: Run, step: int) -> float:
     """Clip, step, clear; constant rate after a linear warm-up. Returns the gradient norm before clipping."""
     loop = run.settings.loop
@@ -144,62 +106,6 @@ def optimizer_step(run: Run, step: int) -> float:
     run.optimizer.step()
     run.optimizer.zero_grad()
     return float(norm)
-
-
-def log_update(
-    run: Run, cycle: int, k: int, step: int, update: Update, results: Sequence[Objective], norm: float
-) -> None:
-    """One line of metrics, averaged over micro-batches and processes; the largest ratio is the largest of all."""
-    stacked = torch.stack([torch.stack([value.detach() for value in result]) for result in results])
-    gathered = run.accelerator.gather(stacked.unsqueeze(0)).flatten(0, 1)
-    means = dict(zip(Objective._fields, gathered.mean(0).tolist(), strict=True))
-    record = {
-        "kind": "update",
-        "cycle": cycle,
-        "update": k,
-        "step": step + 1,
-        "stage": update.stage,
-        "support": (update.target_BN > 0).float().sum(-1).mean().item(),
-        **means,
-        "ratio_max": gathered[:, Objective._fields.index("ratio_max")].max().item(),
-        "grad_norm": norm,
-        "learning_rate": run.optimizer.param_groups[0]["lr"],
-    }
-    run.log.write(record, step + 1)
-
-
-def log_cycle(
-    run: Run, cycle: int, rewards: dict[str, Tensor], reward_B: Tensor, flat_P: Tensor, entropies: tuple[float, float]
-) -> None:
-    """One line of metrics about the rollout batch, over all processes."""
-    gather, device = run.accelerator.gather, flat_P.device
-    record: dict = {"kind": "cycle", "cycle": cycle}
-    for name, values in {"reward": reward_B, **rewards}.items():
-        everyone = gather(values.to(device))
-        record |= {f"{name}_mean": everyone.mean().item(), f"{name}_std": everyone.std().item()}
-    flat = gather(flat_P)
-    record |= {"zero_std_groups": int(flat.sum()), "groups": len(flat)}
-    structure, refinement = gather(torch.tensor([entropies], device=device)).mean(0).tolist()
-    record |= {"entropy_structure": structure, "entropy_refinement": refinement}
-    kinds = ("rollout", "old", "reference", "new")
-    rows = gather(torch.tensor([[run.forward.rows[kind] for kind in kinds]], device=device)).sum(0).tolist()
-    record |= {"forwards": dict(zip(kinds, rows, strict=True)), "seconds": dict(run.seconds)}
-    run.log.write(record, (cycle + 1) * run.settings.loop.updates_per_rollout)
-    run.progress.cycle(record)
-
-
-def save_shown_rollout(
-    folder: Path, prompt: world.Prompt, reward: float, rollout: Rollout, rank_BN: Tensor, updates: Sequence[Update]
-) -> None:
-    """Keep the first rollout with its ranks and support sets, for the report."""
-    np.savez_compressed(
-        folder / "rollout.npz",
-        codes=rollout.codes_BN[0].cpu().numpy(),
-        rank=rank_BN[0].cpu().numpy(),
-        supports=np.stack([update.target_BN[0].cpu().numpy() for update in updates]),
-        stages=np.array([update.stage for update in updates]),
-    )
-    (folder / "rollout.json").write_text(json.dumps({"prompt": prompt["prompt"], "reward": reward}))
 
 
 def prepare(settings: RunSettings) -> Run:
@@ -214,46 +120,19 @@ def prepare(settings: RunSettings) -> Run:
     optimizer = torch.optim.AdamW(trained, lr=loop.learning_rate, betas=loop.adam_betas, weight_decay=loop.weight_decay)
     wrapped, optimizer = accelerator.prepare(backbone.model, optimizer)
     backbone.route_through(wrapped)
-    pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-    for prompt in world.split_prompts(settings.eval.prompts_per_task)[0]:
-        pool[prompt["tag"]].append(prompt)
     log = MetricsLog(settings, enabled=accelerator.is_main_process)
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
     progress = TrainingProgress(settings, enabled=accelerator.is_main_process)
-    return Run(settings, accelerator, backbone, forward, optimizer, log, progress, pool)
-
-
-def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
-    """UserError if a run would be continued with settings that make it another one; more cycles are fine."""
-    now, then = (flatten(s.model_dump(mode="json"), ".") for s in (settings, saved))
-    changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
-    changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{settings.folder}: the run there has {key} {then.get(key)}, not {now.get(key)}; "
-            "continue it with the settings of its config.yaml, or give another `out`"
-        )
+    return Run(settings, accelerator, backbone, forward, optimizer, log, progress, prompt_pool(settings))
 
 
 def resume_or_start(run: Run, resume: bool) -> int:
     """The cycle to begin with, weights and optimizer loaded if there is a checkpoint."""
-    folder, main = run.settings.folder, run.accelerator.is_main_process
-    checkpoints = complete_checkpoints(folder / "checkpoints")
-    if checkpoints and not resume:
-        raise UserError(f"{folder}: a run is there already; continue it with --resume, or give another `out`")
+    checkpoint = newest_checkpoint(run.settings, complete_checkpoints(run.settings.folder / "checkpoints"), resume)
     cycle = 0
-    if checkpoints:
-        refuse_other_settings(run.settings, load_settings([folder / "config.yaml"]))
-        model = run.accelerator.unwrap_model(run.backbone.model)
-        cycle = load_checkpoint(checkpoints[-1], model, run.optimizer)
-    run.accelerator.wait_for_everyone()  # before the folder is written to, everyone has looked at it
-    if main:
-        if cycle == 0:  # a killed run's evaluation may have had other settings
-            shutil.rmtree(folder / "eval", ignore_errors=True)
-        save_settings(run.settings, folder / "config.yaml")
-    run.log.open(from_cycle=cycle)
-    run.accelerator.wait_for_everyone()  # all see the folder as it is now
+    if checkpoint:
+        cycle = load_checkpoint(checkpoint, run.accelerator.unwrap_model(run.backbone.model), run.optimizer)
+    open_folder(run, cycle)
     return cycle
 
 
@@ -263,46 +142,16 @@ def train(settings: RunSettings, resume: bool = False) -> Path:
     Raises UserError for an impossible batch, a missing checkpoint, or a folder that holds a run (without `resume`).
     """
     run = prepare(settings)
-    main, folder, loop = run.accelerator.is_main_process, settings.folder, settings.loop
-    folder.mkdir(parents=True, exist_ok=True)
     first = resume_or_start(run, resume)
-    seconds = {}
-    with run.progress:
-        if not (folder / "eval" / "base.npz").exists():
-            with run.backbone.reference():
-                seconds["evaluation"] = evaluate(run.backbone, settings, run.accelerator, run.progress, "base")
+
+    def cycles() -> None:
+        loop = settings.loop
         for cycle in range(first, loop.cycles):
             train_cycle(run, cycle)
-            if main and ((cycle + 1) % loop.save_steps == 0 or cycle + 1 == loop.cycles):
+            last = cycle + 1 == loop.cycles
+            if run.accelerator.is_main_process and ((cycle + 1) % loop.save_steps == 0 or last):
                 model = run.accelerator.unwrap_model(run.backbone.model)
-                save_checkpoint(folder / "checkpoints", cycle + 1, model, run.optimizer)
+                save_checkpoint(settings.folder / "checkpoints", cycle + 1, model, run.optimizer)
             run.accelerator.wait_for_everyone()
-        seconds["evaluation"] = seconds.get("evaluation", 0.0) + evaluate(
-            run.backbone, settings, run.accelerator, run.progress, "trained"
-        )
-    run.log.close()
-    if main:
-        run.accelerator.unwrap_model(run.backbone.model).save_pretrained(folder / "model")
-        summary = write_summary(folder, settings, peak_memory(), seconds)
-        report = write_report(folder)
-        print_result(summary, folder / "summary.json", report)
-    return folder
 
-
-def peak_memory() -> int:
-    """Most memory this process has held, in bytes: on the accelerator if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def print_result(summary: dict, path: Path, report: Path) -> None:
-    """The one line the user came for, and where to look."""
-
-    def text(part: dict) -> str:
-        low, high = part["interval"]
-        return f"{part['overall']:.3f} [{low:.3f}, {high:.3f}]"
-
-    print(f"{report}\n{path}")
-    print(f"MicroEval  base {text(summary['base'])} → trained {text(summary['trained'])}  gain {summary['gain']:+.3f}")
+    return train_to_report(run, cycles)

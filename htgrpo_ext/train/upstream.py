@@ -8,10 +8,11 @@ B rollouts of a process's micro-batch, L prompt tokens, N image tokens, P prompt
 """
 
 import functools
-import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,21 +20,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 
-from htgrpo_ext.backbones.micro import MicroBackbone
-from htgrpo_ext.config import load_settings, save_settings
+from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import group_advantage
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.eval.evaluate import evaluate
 from htgrpo_ext.patches.checkout import Checkout
 from htgrpo_ext.patches.series import Series, chain
+from htgrpo_ext.rewards.micro import score
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.train import reference
 from htgrpo_ext.train.extension import Extension
 from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
-from htgrpo_ext.train.reference import Run, refuse_other_settings
 from htgrpo_ext.train.rollout import mean_entropy
+from htgrpo_ext.train.run import (
+    Run,
+    cycle_prompts,
+    log_cycle,
+    log_update,
+    newest_checkpoint,
+    open_folder,
+    prompt_pool,
+    save_shown_rollout,
+    train_to_report,
+)
 
 ROOT = Path(__file__).parents[2]
 TESTED = {"transformers": "4.46.0", "trl": "0.16.0", "peft": "0.14.0", "accelerate": "1.4.0"}
@@ -48,7 +57,9 @@ def require_upstream(root: Path = ROOT) -> None:
         except PackageNotFoundError:
             installed = "missing"
         if installed != tested:
-            raise UserError(f"MaskGRPO's loop was tested with {name} {tested}, {installed} is there: make setup-upstream")
+            raise UserError(
+                f"MaskGRPO's loop was tested with {name} {tested}, {installed} is there: make setup-upstream"
+            )
     checkout, series = Checkout(root / "upstream"), Series.load(root / "patches")
     if checkout.commit_of(series.base) is None or checkout.head != chain(checkout, series)[-1]:
         raise UserError(f"{root / 'upstream'}/ is not the pinned MaskGRPO with its patches: make apply-patches")
@@ -66,7 +77,7 @@ class CycleRows(Dataset):
         self.settings, self.pool = settings, pool
         self.rows = settings.rollout.prompts_per_cycle * settings.rollout.rollouts_per_prompt
         self.cycle_prompts = functools.lru_cache(maxsize=2)(
-            lambda cycle: reference.cycle_prompts(self.pool, self.settings, cycle)
+            lambda cycle: cycle_prompts(self.pool, self.settings, cycle)
         )
 
     def __len__(self) -> int:
@@ -150,9 +161,11 @@ def our_trainer() -> type:
         extension: Extension
 
         def __init__(self, run: Run, **arguments):
-            super().__init__(**arguments)
+            super().__init__(reward_funcs=[reward_function(self)], **arguments)
             self.remove_callback(PrinterCallback)
             self.ref_model = None  # the backbone has the reference policy
+            if not hasattr(self.model, "disable_adapter"):  # asked for also where full weights are trained
+                self.model.disable_adapter = nullcontext
             run.accelerator = self.accelerator
             self.run, self.extension = run, Extension(run)
 
@@ -181,6 +194,8 @@ def our_trainer() -> type:
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
             self.model.eval()  # dropout off: log-probabilities are compared
             self._rows = inputs
+            # MaskGRPO asks for the old log-probabilities, unless there is but one update, then for the reference's.
+            self._asked = ["old", "reference"] if self.num_iterations > 1 else ["reference"]
             self.run.backbone.route_through(self.model)
             batch = super()._generate_and_score_completions(inputs)
             return batch | {"micro_batch": self.extension.micro}
@@ -194,14 +209,13 @@ def our_trainer() -> type:
             return torch.cat([input_ids, codes_BN, torch.zeros_like(input_ids[:, :1])], dim=1)
 
         def _get_per_token_logps(self, model, input_ids, logits_to_keep, mask_seeds, cur_iter=0):
-            """New log-probabilities with gradient; without, first the old policy's, then the reference's."""
+            """With gradient the new policy's log-probabilities of update `cur_iter`; else those of all K updates."""
             if torch.is_grad_enabled():
                 self._new_BN = self.extension.score().new(cur_iter)
                 return self._new_BN[None], None
             scores = self.extension.score()
             targets_KBN = torch.stack([update.target_BN for update in self.extension.micro.updates])
-            adapters_off = getattr(self.model, "adapters_off", False)
-            return (scores.reference if adapters_off else scores.old), targets_KBN
+            return getattr(scores, self._asked.pop(0)), targets_KBN
 
         # --- an optimizer step
 
@@ -235,3 +249,93 @@ def our_trainer() -> type:
                 (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
     return OurTrainer
+
+
+def log_step(trainer, norm: float) -> None:
+    """The reference loop's records of an optimizer step, and of the cycle that it ends."""
+    run, extension, step = trainer.run, trainer.extension, trainer.state.global_step - 1
+    updates = [micro.updates[extension.update] for micro in extension.cycle]
+    run.progress.update(extension.update, updates[0].stage)
+    log_update(run, step, updates, extension.results, norm, trainer._learning_rate)
+    extension.results = []
+    if extension.update < run.settings.loop.updates_per_rollout - 1:
+        return
+    cycle = extension.cycle
+    rewards = {name: torch.cat([micro.rewards[name] for micro in cycle]) for name in cycle[0].rewards}
+    reward_B = torch.cat([micro.reward_B for micro in cycle])
+    flat_P = group_advantage(reward_B, run.settings.rollout.rollouts_per_prompt)[1].to(trainer.accelerator.device)
+    entropies = torch.tensor([mean_entropy(micro.rollout, micro.batch) for micro in cycle]).mean(0).tolist()
+    number = step // run.settings.loop.updates_per_rollout
+    log_cycle(run, number, rewards, reward_B, flat_P, tuple(entropies))
+    run.seconds.clear()
+    if number == run.settings.loop.cycles - 1 and trainer.accelerator.is_main_process:
+        first = cycle[0]
+        rank_BN = first.batch.rank_BN
+        save_shown_rollout(
+            run.settings.folder, first.tasks[0], first.reward_B[0].item(), first.rollout, rank_BN, first.updates
+        )
+
+
+def reward_function(trainer) -> Callable[..., list[float]]:
+    """MaskGRPO's kind of reward function: the run's weighted reward of the micro-batch in hand."""
+
+    def reward(prompts, completions, step, run_name, **_) -> list[float]:
+        micro, settings = trainer.extension.micro, trainer.run.settings
+        with trainer.run.timed("reward"):
+            micro.rewards = score(micro.tasks, micro.rollout.codes_BN, [reward.name for reward in settings.rewards])
+            micro.reward_B = sum(reward.weight * micro.rewards[reward.name] for reward in settings.rewards)
+        return micro.reward_B.tolist()
+
+    return reward
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(whole, key=steps_done)
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Optimizer steps behind a checkpoint, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def train(settings: RunSettings, resume: bool = False) -> Path:
+    """Train in MaskGRPO's loop; evaluate and report as the reference loop does. Returns the run's folder.
+
+    Raises UserError for a missing or unpatched upstream, an impossible batch, or a folder that holds a run.
+    """
+    require_upstream()
+    from grpo.grpo_config import MaskGRPOConfig
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if problems := settings.problems(processes):
+        raise UserError("\n".join(problems))
+    checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
+    config = MaskGRPOConfig(**trainer_config(settings, processes))
+    config.epsilon_high = None  # TRL 0.16 asks for it; MaskGRPO's configuration is older
+    backbone = load_backbone(settings.model, config.device, settings.seed)
+    backbone.model.eval()
+    shown = config.process_index == 0
+    run = Run(
+        settings,
+        accelerator=None,
+        backbone=backbone,
+        forward=SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size),
+        optimizer=None,
+        log=MetricsLog(settings, enabled=shown),
+        progress=TrainingProgress(settings, enabled=shown),
+        pool=prompt_pool(settings),
+    )
+    shim = Canonical(backbone.encode_prompts([""]).ids_BL.shape[1])
+    trainer = our_trainer()(
+        run,
+        args=config,
+        model=backbone.model,
+        train_dataset=CycleRows(settings, run.pool),
+        processing_class=shim,
+        uni_processing_class=shim,
+        vq_model=shim,
+    )
+    open_folder(run, steps_done(checkpoint) // settings.loop.updates_per_rollout if checkpoint else 0)
+    return train_to_report(run, lambda: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)))
