@@ -154,4 +154,4 @@ def train(settings: RunSettings, resume: bool = False) -> Path:
                 save_checkpoint(settings.folder / "checkpoints", cycle + 1, model, run.optimizer)
             run.accelerator.wait_for_everyone()
 
-    return train_to_report(run, cycles)
+    return train_to_report(run, cycles, run.backbone.model)

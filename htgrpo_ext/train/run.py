@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.config import load_settings, save_settings
@@ -170,24 +170,29 @@ def open_folder(run: Run, cycle: int) -> None:
     run.accelerator.wait_for_everyone()  # all see the folder as it is now
 
 
-def train_to_report(run: Run, cycles: Callable[[], object]) -> Path:
-    """Evaluate, train by `cycles`, evaluate again; write model, summary and report. Returns the run's folder."""
-    settings, folder = run.settings, run.settings.folder
-    seconds = {}
+def train_to_report(run: Run, cycles: Callable[[], object], model: nn.Module) -> Path:
+    """Train by `cycles`, save `model`; on the micro world evaluate before and after, and write summary and report.
+
+    Returns the run's folder.
+    """
+    settings, folder, main = run.settings, run.settings.folder, run.accelerator.is_main_process
+    judged, seconds = settings.model.name == "micro", {}  # MicroEval judges the micro world's images only
     with run.progress:
-        if not (folder / "eval" / "base.npz").exists():
+        if judged and not (folder / "eval" / "base.npz").exists():
             with run.backbone.reference():
                 seconds["evaluation"] = evaluate(run.backbone, settings, run.accelerator, run.progress, "base")
         cycles()
-        seconds["evaluation"] = seconds.get("evaluation", 0.0) + evaluate(
-            run.backbone, settings, run.accelerator, run.progress, "trained"
-        )
+        if judged:
+            after = evaluate(run.backbone, settings, run.accelerator, run.progress, "trained")
+            seconds["evaluation"] = seconds.get("evaluation", 0.0) + after
     run.log.close()
-    if run.accelerator.is_main_process:
-        run.accelerator.unwrap_model(run.backbone.model).save_pretrained(folder / "model")
-        summary = write_summary(folder, settings, peak_memory(), seconds)
-        report = write_report(folder)
-        print_result(summary, folder / "summary.json", report)
+    if main:
+        run.accelerator.unwrap_model(model).save_pretrained(folder / "model")
+        if judged:
+            summary = write_summary(folder, settings, peak_memory(), seconds)
+            print_result(summary, folder / "summary.json", write_report(folder))
+        else:
+            print(f"{folder / 'model'}\n{folder / 'metrics.jsonl'}")
     return folder
 
 

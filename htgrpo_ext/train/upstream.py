@@ -1,52 +1,44 @@
 """MaskGRPO's own loop under our configuration: what its entry script edits into Python comes from YAML here.
 
-`OurTrainer` is its trainer with the parts that differ between methods taken from the reference loop (through
-`Extension`); its loop, reward plumbing, KL, clipping, optimizer and checkpoints are inherited. METHOD=maskgrpo on a
-real backbone is MaskGRPO as published instead, see train/published.py.
+METHOD=maskgrpo MODEL=mmada is MaskGRPO as published: its model class, its rollouts, its faults. Everything else takes
+rollouts, updates and log-probabilities from the reference loop, and from MaskGRPO its loop, reward plumbing, KL,
+clipping, optimizer and checkpoints. train/trainer.py has both trainers.
 
-B rollouts of a process's micro-batch, L prompt tokens, N image tokens, P prompts, G rollouts per prompt, K updates.
+P prompts, G rollouts per prompt, K updates.
 """
 
 import functools
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset
 
-from htgrpo_ext.backbones import load_backbone
+from htgrpo_ext.backbones import load_backbone, lora_keywords
+from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.mmada import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.objective import group_advantage
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.patches.checkout import Checkout
 from htgrpo_ext.patches.series import Series, chain
-from htgrpo_ext.rewards.micro import score
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.train.extension import Extension
 from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
-from htgrpo_ext.train.rollout import mean_entropy
 from htgrpo_ext.train.run import (
     Run,
     cycle_prompts,
-    log_cycle,
-    log_update,
     newest_checkpoint,
     open_folder,
     prompt_pool,
-    save_shown_rollout,
     train_to_report,
 )
+from htgrpo_ext.train.trainer import COMPLETE, Canonical, our_trainer, published_trainer
 
 ROOT = Path(__file__).parents[2]
 TESTED = {"transformers": "4.46.0", "trl": "0.16.0", "peft": "0.14.0", "accelerate": "1.4.0"}
-COMPLETE = "complete"  # the file that says a checkpoint was written to its end
+PUBLISHED_STEPS = 12  # a default in the middle of its code, which nothing overrides for images
 
 
 def require_upstream(root: Path = ROOT) -> None:
@@ -90,31 +82,6 @@ class CycleRows(Dataset):
         return {"prompt": task["prompt"], "task": task, "cycle": cycle, "place": place}
 
 
-class Canonical:
-    """Stands in for MaskGRPO's tokenizer, prompt builder and image decoder.
-
-    A sequence is [L prompt ids, N codes, one more id] for every backbone: MaskGRPO only cuts the prompt and the codes
-    out of it. `decode_code` hands the codes on, because our rewards ask for pixels themselves where they need any.
-    """
-
-    pad_token_id = bos_token_id = eos_token_id = 0
-
-    def __init__(self, prompt_length: int):
-        self.max_text_len, self.text_tokenizer = prompt_length, self
-
-    def __len__(self) -> int:
-        return 0  # codes are not shifted by a vocabulary
-
-    def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
-        return [""] * len(ids)  # only ever logged, and by an option that fails for images
-
-    def decode_code(self, codes_BN: Tensor) -> Tensor:
-        return codes_BN
-
-    def save_pretrained(self, folder: str) -> None:
-        """The backbone's tokenizer is not trained; its checkpoint has it."""
-
-
 def trainer_config(settings: RunSettings, processes: int) -> dict:
     """MaskGRPO's configuration for a run: what it and `RunSettings` both know, and what keeps it out of our way."""
     rollout, loop = settings.rollout, settings.loop
@@ -135,6 +102,7 @@ def trainer_config(settings: RunSettings, processes: int) -> dict:
         beta=loop.kl_coefficient,
         epsilon=loop.clip_epsilon,
         seed=settings.seed,
+        bf16=getattr(settings.model, "dtype", None) == "bfloat16",
         save_steps=min(loop.save_steps, loop.cycles) * loop.updates_per_rollout,
         save_total_limit=2,
         task="t2i",
@@ -151,142 +119,35 @@ def trainer_config(settings: RunSettings, processes: int) -> dict:
     )
 
 
-@functools.cache
-def our_trainer() -> type:
-    """The trainer's class; a function, because its base can be imported only once upstream/ is there."""
-    from grpo.mask_grpo_trainer import MaskGRPOTrainer
-    from transformers import PrinterCallback
-
-    class OurTrainer(MaskGRPOTrainer):
-        extension: Extension
-
-        def __init__(self, run: Run, **arguments):
-            super().__init__(reward_funcs=[reward_function(self)], **arguments)
-            self.remove_callback(PrinterCallback)
-            self.ref_model = None  # the backbone has the reference policy
-            if not hasattr(self.model, "disable_adapter"):  # asked for also where full weights are trained
-                self.model.disable_adapter = nullcontext
-            run.accelerator = self.accelerator
-            self.run, self.extension = run, Extension(run)
-
-        epsilon = property(lambda self: self.args.epsilon)  # MaskGRPO reads a name that TRL 0.16 no longer has
-
-        # --- the outer loop: the reference loop's prompts, optimizer groups and learning rate
-
-        def _get_train_sampler(self) -> SequentialSampler:
-            return SequentialSampler(self.train_dataset)
-
-        def create_optimizer(self):
-            optimizer = super().create_optimizer()
-            # DeepSpeed drops an empty group, and the scheduler then finds one learning rate too many.
-            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-            return optimizer
-
-        def create_scheduler(self, num_training_steps: int, optimizer=None):
-            warmup = self.run.settings.loop.warmup_updates
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1))
-            )
-            return self.lr_scheduler
-
-        # --- a rollout batch
-
-        def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-            self.model.eval()  # dropout off: log-probabilities are compared
-            self._rows = inputs
-            # MaskGRPO asks for the old log-probabilities, unless there is but one update, then for the reference's.
-            self._asked = ["old", "reference"] if self.num_iterations > 1 else ["reference"]
-            self.run.backbone.route_through(self.model)
-            batch = super()._generate_and_score_completions(inputs)
-            return batch | {"micro_batch": self.extension.micro}
-
-        def prepare_inputs_uni(self, texts: Sequence[str], task: str, device, **_) -> tuple:
-            self._prompts = self.run.backbone.encode_prompts(texts)
-            return self._prompts.ids_BL, self._prompts.attention_BL, None
-
-        def t2i_generate_emerge(self, model, input_ids: Tensor, **_) -> Tensor:
-            codes_BN = self.extension.roll_out(self._rows, self._prompts).codes_BN
-            return torch.cat([input_ids, codes_BN, torch.zeros_like(input_ids[:, :1])], dim=1)
-
-        def _get_per_token_logps(self, model, input_ids, logits_to_keep, mask_seeds, cur_iter=0):
-            """With gradient the new policy's log-probabilities of update `cur_iter`; else those of all K updates."""
-            if torch.is_grad_enabled():
-                self._new_BN = self.extension.score().new(cur_iter)
-                return self._new_BN[None], None
-            scores = self.extension.score()
-            targets_KBN = torch.stack([update.target_BN for update in self.extension.micro.updates])
-            return getattr(scores, self._asked.pop(0)), targets_KBN
-
-        # --- an optimizer step
-
-        def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-            seconds, start = self.run.seconds, time.perf_counter()
-            others = sum(seconds.values()) - seconds.get("update", 0.0)
-            loss = super().training_step(model, inputs, num_items_in_batch)
-            others = sum(seconds.values()) - seconds.get("update", 0.0) - others
-            seconds["update"] = seconds.get("update", 0.0) + time.perf_counter() - start - others
-            return loss
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
-            model.eval()
-            self.extension.enter(inputs["micro_batch"], self.state.global_step)
-            self.run.backbone.route_through(model)
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            self.extension.record(loss, inputs["advantages"], self._new_BN)
-            self._learning_rate = self.optimizer.param_groups[0]["lr"]
-            # transformers 4.46.0 adds up what it should average over the micro-batches.
-            return loss / self.args.gradient_accumulation_steps
-
-        def log(self, logs: dict, start_time: float | None = None) -> None:
-            if "grad_norm" in logs:
-                log_step(self, float(logs["grad_norm"]))
-            super().log(logs, start_time)
-
-        def _save_checkpoint(self, *arguments, **keywords) -> None:
-            super()._save_checkpoint(*arguments, **keywords)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
-
-    return OurTrainer
+def published_config(settings: RunSettings) -> dict:
+    """What MaskGRPO as published has otherwise: guidance and warm-up are its own, images are rolled out one by one."""
+    return dict(
+        cfg_scale=settings.rollout.guidance,
+        generation_batch_size=1,
+        min_mask_rate=settings.method.min_mask_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=settings.loop.warmup_updates,
+    )
 
 
-def log_step(trainer, norm: float) -> None:
-    """The reference loop's records of an optimizer step, and of the cycle that it ends."""
-    run, extension, step = trainer.run, trainer.extension, trainer.state.global_step - 1
-    updates = [micro.updates[extension.update] for micro in extension.cycle]
-    run.progress.update(extension.update, updates[0].stage)
-    log_update(run, step, updates, extension.results, norm, trainer._learning_rate)
-    extension.results = []
-    if extension.update < run.settings.loop.updates_per_rollout - 1:
-        return
-    cycle = extension.cycle
-    rewards = {name: torch.cat([micro.rewards[name] for micro in cycle]) for name in cycle[0].rewards}
-    reward_B = torch.cat([micro.reward_B for micro in cycle])
-    flat_P = group_advantage(reward_B, run.settings.rollout.rollouts_per_prompt)[1].to(trainer.accelerator.device)
-    entropies = torch.tensor([mean_entropy(micro.rollout, micro.batch) for micro in cycle]).mean(0).tolist()
-    number = step // run.settings.loop.updates_per_rollout
-    log_cycle(run, number, rewards, reward_B, flat_P, tuple(entropies))
-    run.seconds.clear()
-    if number == run.settings.loop.cycles - 1 and trainer.accelerator.is_main_process:
-        first = cycle[0]
-        rank_BN = first.batch.rank_BN
-        save_shown_rollout(
-            run.settings.folder, first.tasks[0], first.reward_B[0].item(), first.rollout, rank_BN, first.updates
+def is_published(settings: RunSettings) -> bool:
+    """Whether the run is MaskGRPO as published; the micro model is not, whose ids its code does not know."""
+    return settings.method.name == "maskgrpo" and settings.model.name == "mmada"
+
+
+def published_problems(settings: RunSettings) -> list[str]:
+    """What MaskGRPO as published would not do, though the settings ask for it."""
+    rollout, found = settings.rollout, []
+    if (rollout.sampler, rollout.steps) != ("emerge", PUBLISHED_STEPS):
+        found.append(
+            f"MaskGRPO as published rolls out by emerge in {PUBLISHED_STEPS} steps, whatever rollout.sampler and "
+            "rollout.steps say; set them so, or take METHOD=maskgrpo-fixed"
         )
-
-
-def reward_function(trainer) -> Callable[..., list[float]]:
-    """MaskGRPO's kind of reward function: the run's weighted reward of the micro-batch in hand."""
-
-    def reward(prompts, completions, step, run_name, **_) -> list[float]:
-        micro, settings = trainer.extension.micro, trainer.run.settings
-        with trainer.run.timed("reward"):
-            micro.rewards = score(micro.tasks, micro.rollout.codes_BN, [reward.name for reward in settings.rewards])
-            micro.reward_B = sum(reward.weight * micro.rewards[reward.name] for reward in settings.rewards)
-        return micro.reward_B.tolist()
-
-    return reward
+    if settings.loop.updates_per_rollout == 1:
+        found.append("MaskGRPO as published cannot run with one update (loop.updates_per_rollout)")
+    if settings.model.tuning != "lora":
+        found.append("MaskGRPO as published trains adapters only (model.tuning)")
+    return found
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -300,6 +161,37 @@ def steps_done(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def our_parts(settings: RunSettings, device: torch.device) -> tuple[Backbone, dict]:
+    """The backbone, and the trainer's arguments that stand for it."""
+    backbone = load_backbone(settings.model, device, settings.seed)
+    backbone.model.eval()
+    shim = Canonical(backbone.encode_prompts([""]).ids_BL.shape[1])
+    return backbone, dict(model=backbone.model, processing_class=shim, uni_processing_class=shim, vq_model=shim)
+
+
+def published_parts(settings: RunSettings, device: torch.device) -> dict:
+    """What MaskGRPO's entry script builds for the trainer, in its order: the global generator is part of the run."""
+    from models import MMadaModelLM
+    from peft import LoraConfig
+    from training.prompting_utils import UniversalPrompting
+    from transformers import AutoTokenizer, set_seed
+
+    section = settings.model
+    set_seed(settings.seed)
+    model = MMadaModelLM.from_pretrained(section.checkpoint, torch_dtype=getattr(torch, section.dtype)).to(device)
+    vq_model = magvit_class().from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(section.checkpoint, padding_side="left")
+    prompting = UniversalPrompting(tokenizer, max_text_len=section.prompt_length - 1, use_reserved_token=True)
+    model.config.use_cache = False
+    return dict(
+        model=model,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **lora_keywords(section)),
+        processing_class=prompting.text_tokenizer,
+        uni_processing_class=prompting,
+        vq_model=vq_model,
+    )
+
+
 def train(settings: RunSettings, resume: bool = False) -> Path:
     """Train in MaskGRPO's loop; evaluate and report as the reference loop does. Returns the run's folder.
 
@@ -308,34 +200,30 @@ def train(settings: RunSettings, resume: bool = False) -> Path:
     require_upstream()
     from grpo.grpo_config import MaskGRPOConfig
 
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if problems := settings.problems(processes):
+    processes, published = int(os.environ.get("WORLD_SIZE", 1)), is_published(settings)
+    problems = settings.problems(processes) + (published_problems(settings) if published else [])
+    if problems:
         raise UserError("\n".join(problems))
     checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
-    config = MaskGRPOConfig(**trainer_config(settings, processes))
+    config = MaskGRPOConfig(**trainer_config(settings, processes) | (published_config(settings) if published else {}))
     config.epsilon_high = None  # TRL 0.16 asks for it; MaskGRPO's configuration is older
-    backbone = load_backbone(settings.model, config.device, settings.seed)
-    backbone.model.eval()
+    backbone, parts = (
+        (None, published_parts(settings, config.device)) if published else our_parts(settings, config.device)
+    )
     shown = config.process_index == 0
     run = Run(
         settings,
-        accelerator=None,
+        accelerator=None,  # the trainer makes it
         backbone=backbone,
-        forward=SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size),
-        optimizer=None,
+        forward=backbone and SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size),
+        optimizer=None,  # likewise
         log=MetricsLog(settings, enabled=shown),
         progress=TrainingProgress(settings, enabled=shown),
         pool=prompt_pool(settings),
     )
-    shim = Canonical(backbone.encode_prompts([""]).ids_BL.shape[1])
-    trainer = our_trainer()(
-        run,
-        args=config,
-        model=backbone.model,
-        train_dataset=CycleRows(settings, run.pool),
-        processing_class=shim,
-        uni_processing_class=shim,
-        vq_model=shim,
-    )
+    trainer_class = published_trainer() if published else our_trainer()
+    trainer = trainer_class(run, args=config, train_dataset=CycleRows(settings, run.pool), **parts)
     open_folder(run, steps_done(checkpoint) // settings.loop.updates_per_rollout if checkpoint else 0)
-    return train_to_report(run, lambda: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)))
+    return train_to_report(
+        run, lambda: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)), trainer.model
+    )

@@ -1,0 +1,254 @@
+"""MaskGRPO's trainer, twice: with the reference loop's parts in it (`our_trainer`), and as published.
+
+B rollouts of a process's micro-batch, L prompt tokens, N image tokens, K updates.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+
+from htgrpo_ext.core.objective import group_advantage
+from htgrpo_ext.rewards.micro import score
+from htgrpo_ext.train.extension import Extension
+from htgrpo_ext.train.rollout import mean_entropy
+from htgrpo_ext.train.run import Run, log_cycle, log_update, save_shown_rollout
+
+COMPLETE = "complete"  # the file that says a checkpoint was written to its end
+
+
+class Canonical:
+    """Stands in for MaskGRPO's tokenizer, prompt builder and image decoder.
+
+    A sequence is [L prompt ids, N codes, one more id] for every backbone: MaskGRPO only cuts the prompt and the codes
+    out of it. `decode_code` hands the codes on, because our rewards ask for pixels themselves where they need any.
+    """
+
+    pad_token_id = bos_token_id = eos_token_id = 0
+
+    def __init__(self, prompt_length: int):
+        self.max_text_len, self.text_tokenizer = prompt_length, self
+
+    def __len__(self) -> int:
+        return 0  # codes are not shifted by a vocabulary
+
+    def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
+        return [""] * len(ids)  # only ever logged, and by an option that fails for images
+
+    def decode_code(self, codes_BN: Tensor) -> Tensor:
+        return codes_BN
+
+    def save_pretrained(self, folder: str) -> None:
+        """The backbone's tokenizer is not trained; its checkpoint has it."""
+
+
+@functools.cache
+def loop_trainer() -> type:
+    """MaskGRPO's trainer as both ways of using it need it; what it computes is untouched.
+
+    A function, as the others here, because MaskGRPO can be imported only once upstream/ is there.
+    """
+    from grpo.mask_grpo_trainer import MaskGRPOTrainer
+    from transformers import PrinterCallback
+
+    class LoopTrainer(MaskGRPOTrainer):
+        def __init__(self, run: Run, **arguments):
+            super().__init__(**arguments)
+            self.remove_callback(PrinterCallback)
+            run.accelerator, self.run = self.accelerator, run
+
+        epsilon = property(lambda self: self.args.epsilon)  # MaskGRPO reads a name that TRL 0.16 no longer has
+
+        def _get_train_sampler(self) -> SequentialSampler:
+            return SequentialSampler(self.train_dataset)  # its rows are in the order of the run already
+
+        def create_optimizer(self):
+            optimizer = super().create_optimizer()
+            # DeepSpeed drops an empty group, and the scheduler then finds one learning rate too many.
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+            return optimizer
+
+        def _save_checkpoint(self, *arguments, **keywords) -> None:
+            super()._save_checkpoint(*arguments, **keywords)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+    return LoopTrainer
+
+
+@functools.cache
+def our_trainer() -> type:
+    """The trainer of every method that is ours to model: the hooks' answers come from its extension."""
+
+    class OurTrainer(loop_trainer()):
+        extension: Extension
+
+        def __init__(self, run: Run, **arguments):
+            super().__init__(run, reward_funcs=[self.reward], **arguments)
+            self.ref_model = None  # the backbone has the reference policy
+            if not hasattr(self.model, "disable_adapter"):  # asked for also where full weights are trained
+                self.model.disable_adapter = nullcontext
+            self.extension = Extension(run)
+
+        # --- what the reference loop does another way than MaskGRPO
+
+        def reward(self, prompts, completions, step, run_name, **_) -> list[float]:
+            """MaskGRPO's kind of reward function: the run's weighted reward of the micro-batch in hand."""
+            micro, settings = self.extension.micro, self.run.settings
+            with self.run.timed("reward"):
+                micro.rewards = score(micro.tasks, micro.rollout.codes_BN, [each.name for each in settings.rewards])
+                micro.reward_B = sum(each.weight * micro.rewards[each.name] for each in settings.rewards)
+            return micro.reward_B.tolist()
+
+        def create_scheduler(self, num_training_steps: int, optimizer=None):
+            warmup = self.run.settings.loop.warmup_updates
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1))
+            )
+            return self.lr_scheduler
+
+        # --- a rollout batch
+
+        def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+            self.model.eval()  # dropout off: log-probabilities are compared
+            self._rows = inputs
+            # MaskGRPO asks for the old log-probabilities, unless there is but one update, then for the reference's.
+            self._asked = ["old", "reference"] if self.num_iterations > 1 else ["reference"]
+            self.run.backbone.route_through(self.model)
+            batch = super()._generate_and_score_completions(inputs)
+            return batch | {"micro_batch": self.extension.micro}
+
+        def prepare_inputs_uni(self, texts: Sequence[str], task: str, device, **_) -> tuple:
+            self._prompts = self.run.backbone.encode_prompts(texts)
+            return self._prompts.ids_BL, self._prompts.attention_BL, None
+
+        def t2i_generate_emerge(self, model, input_ids: Tensor, **_) -> Tensor:
+            codes_BN = self.extension.roll_out(self._rows, self._prompts).codes_BN
+            return torch.cat([input_ids, codes_BN, torch.zeros_like(input_ids[:, :1])], dim=1)
+
+        def _get_per_token_logps(self, model, input_ids, logits_to_keep, mask_seeds, cur_iter=0):
+            """With gradient the new policy's log-probabilities of update `cur_iter`; else those of all K updates."""
+            if torch.is_grad_enabled():
+                self._new_BN = self.extension.score().new(cur_iter)
+                return self._new_BN[None], None
+            scores = self.extension.score()
+            targets_KBN = torch.stack([update.target_BN for update in self.extension.micro.updates])
+            return getattr(scores, self._asked.pop(0)), targets_KBN
+
+        # --- an optimizer step
+
+        def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+            seconds, start = self.run.seconds, time.perf_counter()
+            others = sum(seconds.values()) - seconds.get("update", 0.0)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            others = sum(seconds.values()) - seconds.get("update", 0.0) - others
+            seconds["update"] = seconds.get("update", 0.0) + time.perf_counter() - start - others
+            return loss
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
+            model.eval()
+            self.extension.enter(inputs["micro_batch"], self.state.global_step)
+            self.run.backbone.route_through(model)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self.extension.record(loss, inputs["advantages"], self._new_BN)
+            self._learning_rate = self.optimizer.param_groups[0]["lr"]
+            # transformers 4.46.0 adds up what it should average over the micro-batches.
+            return loss / self.args.gradient_accumulation_steps
+
+        def log(self, logs: dict, start_time: float | None = None) -> None:
+            if "grad_norm" in logs:
+                log_step(self, float(logs["grad_norm"]))
+            super().log(logs, start_time)
+
+    return OurTrainer
+
+
+def log_step(trainer, norm: float) -> None:
+    """The reference loop's records of an optimizer step, and of the cycle that it ends."""
+    run, extension, step = trainer.run, trainer.extension, trainer.state.global_step - 1
+    updates = [micro.updates[extension.update] for micro in extension.cycle]
+    run.progress.update(extension.update, updates[0].stage)
+    log_update(run, step, updates, extension.results, norm, trainer._learning_rate)
+    extension.results = []
+    if extension.update < run.settings.loop.updates_per_rollout - 1:
+        return
+    cycle = extension.cycle
+    rewards = {name: torch.cat([micro.rewards[name] for micro in cycle]) for name in cycle[0].rewards}
+    reward_B = torch.cat([micro.reward_B for micro in cycle])
+    flat_P = group_advantage(reward_B, run.settings.rollout.rollouts_per_prompt)[1].to(trainer.accelerator.device)
+    entropies = torch.tensor([mean_entropy(micro.rollout, micro.batch) for micro in cycle]).mean(0).tolist()
+    number = step // run.settings.loop.updates_per_rollout
+    log_cycle(run, number, rewards, reward_B, flat_P, tuple(entropies))
+    run.seconds.clear()
+    if number == run.settings.loop.cycles - 1 and trainer.accelerator.is_main_process:
+        first = cycle[0]
+        rank_BN = first.batch.rank_BN
+        save_shown_rollout(
+            run.settings.folder, first.tasks[0], first.reward_B[0].item(), first.rollout, rank_BN, first.updates
+        )
+
+
+@functools.cache
+def published_trainer() -> type:
+    """The trainer with no extension: MaskGRPO's own rollouts, masks and loss, whose numbers are logged as they come."""
+
+    class PublishedTrainer(loop_trainer()):
+        def __init__(self, run: Run, **arguments):
+            super().__init__(run, reward_funcs=[self.reward], **arguments)
+            self._losses: list[Tensor] = []
+            self._rewards: list[Tensor] = []
+
+        def reward(self, prompts, completions, step, run_name, task, **_) -> list[float]:
+            settings = self.run.settings
+            rewards = score(task, completions, [each.name for each in settings.rewards])
+            reward_B = sum(each.weight * rewards[each.name] for each in settings.rewards)
+            self._rewards.append(reward_B)
+            return reward_B.tolist()
+
+        def compute_loss(self, *arguments, **keywords) -> Tensor:
+            loss = super().compute_loss(*arguments, **keywords)
+            self._losses.append(loss.detach().clone())
+            return loss
+
+        def log(self, logs: dict, start_time: float | None = None) -> None:
+            if "grad_norm" in logs:
+                cycle, k = divmod(self.state.global_step - 1, self.num_iterations)
+                self.run.progress.update(k, "global")
+                gather = self.accelerator.gather
+                record = {
+                    "kind": "update",
+                    "cycle": cycle,
+                    "update": k,
+                    "step": self.state.global_step,
+                    "stage": "global",
+                    "loss": gather(torch.stack(self._losses)).mean().item(),
+                    "kl": sum(self._metrics["train"]["kl"]) / max(len(self._metrics["train"]["kl"]), 1),
+                    "grad_norm": float(logs["grad_norm"]),
+                    "learning_rate": logs["learning_rate"],
+                }
+                self.run.log.write(record, self.state.global_step)
+                self._losses = []
+                if k == self.num_iterations - 1:
+                    reward_B = gather(torch.cat(self._rewards).to(self.accelerator.device))
+                    flat_P = group_advantage(reward_B, self.num_generations)[1]
+                    record = {
+                        "kind": "cycle",
+                        "cycle": cycle,
+                        "reward_mean": reward_B.mean().item(),
+                        "reward_std": reward_B.std().item(),
+                        "zero_std_groups": int(flat_P.sum()),
+                        "groups": len(flat_P),
+                        "seconds": {},
+                    }
+                    self.run.log.write(record, self.state.global_step)
+                    self.run.progress.cycle(record)
+                    self._rewards = []
+            super().log(logs, start_time)
+
+    return PublishedTrainer
