@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
@@ -72,6 +73,12 @@ def loop_trainer() -> type:
             # DeepSpeed drops an empty group, and the scheduler then finds one learning rate too many.
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
             return optimizer
+
+        def _load_rng_state(self, checkpoint) -> None:
+            # transformers 4.46.0 reads numpy's state by torch.load, which since torch 2.6 has to be told that it may.
+            numpy_state = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+            with torch.serialization.safe_globals(numpy_state):
+                super()._load_rng_state(checkpoint)
 
         def _save_checkpoint(self, *arguments, **keywords) -> None:
             super()._save_checkpoint(*arguments, **keywords)

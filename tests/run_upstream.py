@@ -1,0 +1,15 @@
+"""`htgrpo train --loop upstream` with a reward that a random model's images differ in.
+
+    run_upstream.py ARGUMENTS...
+"""
+
+import sys
+
+import micro_runs
+
+from htgrpo_ext.cli import main
+from htgrpo_ext.train import reference, trainer
+
+reference.score = trainer.score = micro_runs.even_codes
+sys.argv = ["htgrpo", "train", *sys.argv[1:]]
+main()

@@ -1,0 +1,180 @@
+"""Our methods in MaskGRPO's loop, held against the reference loop on the micro model: the same world, two loops."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from micro_runs import CONFIGS, even_codes, tiny_checkpoint, tiny_settings
+from safetensors.torch import load_file
+from upstream_runs import needs_upstream, records, run_python
+
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.train import reference, trainer, upstream
+
+pytestmark = needs_upstream
+LORA = ("model.tuning=lora", "model.lora.rank=4")
+K4 = ("loop.updates_per_rollout=4", "loop.cycles=2", "rollout.prompts_per_cycle=4")
+BUDGET = "method.budget={global: 1, structure: 2, refinement: 1}"
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+SCRIPT = Path(__file__).parent / "run_upstream.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def reward_with_spread(monkeypatch):
+    for module in (reference, trainer):
+        monkeypatch.setattr(module, "score", even_codes)
+
+
+def settings_of(method: str, checkpoint: Path, out: Path, *more: str):
+    """K = 4 in two cycles of four prompts, two micro-batches; HT-GRPO in the stages 1:2:1."""
+    return tiny_settings(method, checkpoint, out, *K4, *((BUDGET,) if method == "htgrpo" else ()), *more)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "model").glob("*.safetensors")))
+
+
+def assert_same_run(a: Path, b: Path, tolerance: float = 1e-5) -> None:
+    """Every update's loss, gradient norm and metrics, every cycle's, and the weights that came out."""
+    for kind in ("update", "cycle"):
+        pairs = list(zip(records(a, kind), records(b, kind), strict=True))
+        assert pairs
+        for x, y in pairs:
+            x.pop("seconds", None), y.pop("seconds", None)
+            assert x.keys() == y.keys()
+            for key, value in x.items():
+                exact = isinstance(value, str | dict)
+                assert y[key] == (value if exact else pytest.approx(value, abs=tolerance, rel=1e-4)), key
+    before, after = weights(a), weights(b)
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("more", [LORA, ("model.tuning=full",)], ids=["lora", "full"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_patched_loop_trains_as_the_reference_loop(method, more, checkpoint, tmp_path):
+    """Two rollout cycles, two micro-batches: MaskGRPO's own formulas against core/objective, batch by batch."""
+    ours = reference.train(settings_of(method, checkpoint, tmp_path / "reference", *more))
+    theirs = upstream.train(settings_of(method, checkpoint, tmp_path / "upstream", *more))
+    assert_same_run(ours, theirs)
+    assert (theirs / "report.html").exists()
+
+
+def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, monkeypatch):
+    """The index each micro-step trains, asked of the hook, against MaskGRPO's own, which it is handed."""
+    asked = {}
+
+    def spy(name):
+        original = trainer.Extension.update_index
+
+        def update_index(self, walked):
+            index = original(self, walked)
+            asked.setdefault(name, []).append((walked, index))
+            return index
+
+        monkeypatch.setattr(trainer.Extension, "update_index", update_index)
+        return original
+
+    for method in ("htgrpo", "maskgrpo"):
+        original = spy(method)
+        # `record` asks once more, with 0, after each loss: left out.
+        upstream.train(settings_of(method, checkpoint, tmp_path / method, *LORA))
+        monkeypatch.setattr(trainer.Extension, "update_index", original)
+    hooked = {method: pairs[::2] for method, pairs in asked.items()}
+    assert [index for _, index in hooked["htgrpo"]] == [0, 0, 1, 1, 2, 2, 3, 3] * 2
+    assert [walked for walked, _ in hooked["htgrpo"]] == [0, 1, 2, 3, 0, 1, 2, 3] * 2  # what it would have trained
+    assert all(walked == index for walked, index in hooked["maskgrpo"])  # our model of the fault is the fault
+    stages = [record["stage"] for record in records(tmp_path / "htgrpo", "update")]
+    assert stages == ["global", "structure", "structure", "refinement"] * 2
+
+
+def test_one_update_per_rollout_trains(checkpoint, tmp_path):
+    more = ("loop.updates_per_rollout=1", "loop.cycles=3", "method.budget={global: 1, structure: 0, refinement: 0}")
+    ours = reference.train(tiny_settings("htgrpo", checkpoint, tmp_path / "reference", *more))
+    theirs = upstream.train(tiny_settings("htgrpo", checkpoint, tmp_path / "upstream", *more))
+    assert [record["ratio_max"] for record in records(theirs, "update")] == [1.0] * 3
+    assert_same_run(ours, theirs)
+
+
+def test_maskgrpo_fixed_differs_from_maskgrpo_just_where_the_faults_say(checkpoint, tmp_path):
+    """With one micro-batch the index cannot walk, and only the loss mask is left to differ."""
+    runs = {}
+    for method in ("maskgrpo", "maskgrpo-fixed"):
+        for parts in (1, 2):
+            more = (*LORA, f"loop.micro_batches={parts}")
+            runs[method, parts] = upstream.train(settings_of(method, checkpoint, tmp_path / f"{method}{parts}", *more))
+    for parts in (1, 2):
+        faulty, fixed = (records(runs[method, parts], "cycle")[0] for method in ("maskgrpo", "maskgrpo-fixed"))
+        for key in ("reward_mean", "reward_std", "entropy_structure", "entropy_refinement"):
+            assert faulty[key] == fixed[key]  # the same images
+    faulty, fixed = (records(runs[method, 1], "update") for method in ("maskgrpo", "maskgrpo-fixed"))
+    assert all(f["support"] == 64 > x["support"] for f, x in zip(faulty[:3], fixed[:3], strict=True))
+    assert faulty[0]["ratio_max"] == fixed[0]["ratio_max"] == 1.0
+    assert faulty[0]["grad_norm"] != fixed[0]["grad_norm"]
+    # Whose pi_old is: a pass of its own, against the first update's forward.
+    assert records(runs["maskgrpo", 1], "cycle")[0]["forwards"]["old"] > 0
+
+
+@pytest.mark.parametrize("method", ["htgrpo", "tracegrpo"])
+def test_a_resumed_run_goes_on_to_the_same_numbers(method, checkpoint, tmp_path):
+    more = (*LORA, "loop.save_steps=1")
+    whole = upstream.train(settings_of(method, checkpoint, tmp_path / "whole", *more))
+    upstream.train(settings_of(method, checkpoint, tmp_path / "parts", *more, "loop.cycles=1"))
+    with pytest.raises(UserError, match="--resume"):
+        upstream.train(settings_of(method, checkpoint, tmp_path / "parts", *more))
+    # A kill in the middle of a save leaves a folder that was not written to its end: it is not taken.
+    (tmp_path / "parts" / "checkpoints" / "checkpoint-7").mkdir()
+    parts = upstream.train(settings_of(method, checkpoint, tmp_path / "parts", *more), resume=True)
+    assert records(parts, "update") == records(whole, "update")
+    before, after = weights(whole), weights(parts)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def arguments(method: str, checkpoint: Path, out: Path, *more: str) -> list[str]:
+    settings = settings_of(method, checkpoint, out, *more)
+    from htgrpo_ext.config import save_settings
+
+    save_settings(settings, out.with_suffix(".yaml"))
+    return [str(out.with_suffix(".yaml")), "--loop", "upstream"]
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+@pytest.mark.parametrize("method", ["htgrpo", "maskgrpo-fixed", "unigrpo"])
+def test_two_processes_learn_what_one_does(method, checkpoint, tmp_path):
+    one = upstream.train(settings_of(method, checkpoint, tmp_path / "one", *LORA))
+    run_python(SCRIPT, *arguments(method, checkpoint, tmp_path / "two", *LORA), launcher=TORCHRUN)
+    for a, b in zip(records(one, "update"), records(tmp_path / "two", "update"), strict=True):
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-3)
+        # MaskGRPO divides by each process's own mask, so only equal supports give equal sums.
+        if method == "htgrpo":
+            assert b["loss"] == pytest.approx(a["loss"], abs=2e-5)
+            assert b["ratio_max"] == pytest.approx(a["ratio_max"], rel=1e-3)
+    for a, b in zip(records(one, "cycle"), records(tmp_path / "two", "cycle"), strict=True):
+        assert b["reward_mean"] == pytest.approx(a["reward_mean"], abs=1e-6)
+
+
+def test_deepspeed_zero2_on_two_processes_trains_two_cycles(checkpoint, tmp_path):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed: make setup-upstream")
+    one = upstream.train(settings_of("htgrpo", checkpoint, tmp_path / "one", *LORA))
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / "zero2-cpu.yaml"))
+    out = tmp_path / "zero2"
+    run_python(
+        SCRIPT,
+        *arguments("htgrpo", checkpoint, out, *LORA),
+        launcher=launcher,
+        environment={"DS_ACCELERATOR": "cpu"},
+    )
+    updates = records(out, "update")
+    assert len(updates) == 8 and all(math.isfinite(value) for u in updates for value in u.values() if value != u["stage"])
+    for a, b in zip(records(one, "update"), updates, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=2e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-3)
