@@ -1,6 +1,6 @@
 """MaskGRPO as its authors run it: the pristine commit, driven as its entry script drives it, on given prompts.
 
-    run_pristine.py CHECKOUT CHECKPOINT PROMPTS.json SETTINGS.json OUT.pt
+run_pristine.py CHECKOUT CHECKPOINT PROMPTS.json SETTINGS.json OUT.pt
 """
 
 import json

@@ -1,6 +1,6 @@
 """`htgrpo train --loop upstream` for METHOD=maskgrpo, with the stub decoder and reward.
 
-    run_published.py OUT.pt ARGUMENTS...
+run_published.py OUT.pt ARGUMENTS...
 """
 
 import sys

@@ -1,6 +1,6 @@
 """`htgrpo train --loop upstream` with a reward that a random model's images differ in.
 
-    run_upstream.py ARGUMENTS...
+run_upstream.py ARGUMENTS...
 """
 
 import sys

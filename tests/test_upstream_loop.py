@@ -1,6 +1,7 @@
 """Our methods in MaskGRPO's loop, held against the reference loop on the micro model: the same world, two loops."""
 
 import math
+import socket
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,11 @@ def test_two_processes_learn_what_one_does(method, checkpoint, tmp_path):
 def test_deepspeed_zero2_on_two_processes_trains_two_cycles(checkpoint, tmp_path):
     pytest.importorskip("deepspeed", reason="deepspeed is not installed: make setup-upstream")
     one = upstream.train(settings_of("htgrpo", checkpoint, tmp_path / "one", *LORA))
-    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / "zero2-cpu.yaml"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    config = str(CONFIGS / "accelerate" / "zero2-cpu.yaml")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", port)
     out = tmp_path / "zero2"
     run_python(
         SCRIPT,
@@ -174,7 +179,8 @@ def test_deepspeed_zero2_on_two_processes_trains_two_cycles(checkpoint, tmp_path
         environment={"DS_ACCELERATOR": "cpu"},
     )
     updates = records(out, "update")
-    assert len(updates) == 8 and all(math.isfinite(value) for u in updates for value in u.values() if value != u["stage"])
+    assert len(updates) == 8
+    assert all(math.isfinite(value) for u in updates for value in u.values() if isinstance(value, float))
     for a, b in zip(records(one, "update"), updates, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=2e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-3)
