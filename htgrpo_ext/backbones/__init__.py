@@ -29,16 +29,18 @@ def load_backbone(model: Model, device: str | torch.device = "cpu", seed: int = 
         from htgrpo_ext.backbones.micro import MicroBackbone
 
         return MicroBackbone.load(model.checkpoint, lora, device, seed)
-    from htgrpo_ext.backbones.mmada import MMaDABackbone
-
-    return MMaDABackbone.load(
-        model.checkpoint,
-        lora,
-        device,
-        seed,
+    options = dict(
         dtype=getattr(torch, model.dtype),
         activation_checkpointing=model.activation_checkpointing,
         prompt_length=model.prompt_length,
-        masks_padding=model.attention == "masked",
         vq_checkpoint=model.vq_checkpoint,
     )
+    if model.name == "mmada":
+        from htgrpo_ext.backbones.mmada import MMaDABackbone
+
+        masks_padding = model.attention == "masked"
+        return MMaDABackbone.load(model.checkpoint, lora, device, seed, masks_padding=masks_padding, **options)
+    from htgrpo_ext.backbones.lumina import LuminaBackbone
+
+    size = dict(height=model.height, width=model.width)
+    return LuminaBackbone.load(model.checkpoint, lora, device, seed, **size, **options)
