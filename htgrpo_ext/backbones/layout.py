@@ -109,14 +109,20 @@ def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary
 
 
 def load_policy(
-    checkpoint: Path, lora: dict | None, dtype: torch.dtype, activation_checkpointing: bool, device, seed: int
+    checkpoint: Path,
+    lora: dict | None,
+    dtype: torch.dtype,
+    activation_checkpointing: bool,
+    device: str | torch.device,
+    seed: int,
+    frozen: bool,
 ) -> tuple[nn.Module, LladaModel | None]:
-    """The model to train, wrapped in fresh adapters if `lora` says so, and else the frozen copy for its reference."""
+    """The model, wrapped in fresh adapters if `lora` says so; else, unless `frozen`, with a copy for its reference."""
     model = load_llada(checkpoint, dtype).to(device)
     model.activation_checkpointing = activation_checkpointing
     if lora is not None:
         return with_adapters(model, lora, seed), None
-    return model, frozen_copy(model)
+    return model, None if frozen else frozen_copy(model)
 
 
 def chunks(codes_BN: Tensor) -> Iterator[Tensor]:

@@ -68,7 +68,7 @@ class LuminaBackbone(LladaBackbone):
         """`vq_checkpoint` is the folder that `vqvae/` lies in."""
         super().__init__(model, image_block(height, width), reference)
         self.tokenizer, self.prompt_length, self.vq_checkpoint = tokenizer, prompt_length, vq_checkpoint
-        self.height, self.width = height, width
+        self.grid = (height // PIXELS, width // PIXELS)
         self._before = tokenizer(BEFORE)["input_ids"]
         self._after = tokenizer(AFTER)["input_ids"]
 
@@ -82,12 +82,14 @@ class LuminaBackbone(LladaBackbone):
         *,
         dtype: torch.dtype = torch.float32,
         activation_checkpointing: bool = False,
+        frozen: bool = False,
         vq_checkpoint: Path | None = None,
         **layout,
     ) -> "LuminaBackbone":
         """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
 
         seed           of the adapters' first weights
+        frozen         for sampling: no copy is kept for the reference
         vq_checkpoint  None: the checkpoint's own folder, as it is published
         layout         height, width, prompt_length
 
@@ -96,7 +98,7 @@ class LuminaBackbone(LladaBackbone):
         tokenizer = load_tokenizer(checkpoint)
         check_tokenizer(tokenizer, checkpoint, NAMED, RESERVED, IMAGE_OFFSET)
         check_config(read_config(checkpoint), checkpoint, MASK_ID, IMAGE_OFFSET + cls.codebook_size)
-        model, reference = load_policy(checkpoint, lora, dtype, activation_checkpointing, device, seed)
+        model, reference = load_policy(checkpoint, lora, dtype, activation_checkpointing, device, seed, frozen)
         return cls(model, tokenizer, reference, vq_checkpoint=vq_checkpoint or checkpoint, **layout)
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
@@ -143,10 +145,9 @@ class LuminaBackbone(LladaBackbone):
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:
         """The VQ model answers in [0, 1], beyond it at times: clamped, then spread to [-1, 1]."""
-        H, W = self.height // PIXELS, self.width // PIXELS
         decoder, pixels = self._decoder, []
         for codes_bN in chunks(codes_BN):
-            shape = (len(codes_bN), H, W, decoder.config.latent_channels)
+            shape = (len(codes_bN), *self.grid, decoder.config.latent_channels)
             grid_bHW = codes_bN.to(self.device).view(shape[:3])
             pixels.append(decoder.decode(grid_bHW, force_not_quantize=True, shape=shape).sample)
         return torch.cat(pixels).clamp(0, 1) * 2 - 1

@@ -32,6 +32,7 @@ IMAGE_START, IMAGE_END = 126084, 126085  # <|soi|>, <|eoi|>
 TEXT_TO_IMAGE, PAD = 126088, 126093  # <|t2i|>, [iPAD]
 MASK_ID = 126336
 IMAGE_OFFSET = 126349  # id of code 0: the length of the tokenizer, not llm_vocab_size (126464)
+GRID = (32, 32)
 NUM_IMAGE_TOKENS = 1024
 
 RESERVED = {"<|soi|>": IMAGE_START, "<|eoi|>": IMAGE_END, "<|t2i|>": TEXT_TO_IMAGE, "[iPAD]": PAD}
@@ -49,6 +50,7 @@ class MMaDABackbone(LladaBackbone):
     """See `Backbone`."""
 
     mask_id = MASK_ID
+    grid = GRID
 
     def __init__(
         self,
@@ -73,11 +75,13 @@ class MMaDABackbone(LladaBackbone):
         *,
         dtype: torch.dtype = torch.float32,
         activation_checkpointing: bool = False,
+        frozen: bool = False,
         **layout,
     ) -> "MMaDABackbone":
         """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
 
         seed    of the adapters' first weights
+        frozen  for sampling: no copy is kept for the reference
         layout  prompt_length, masks_padding, vq_checkpoint
 
         Raises UserError for a folder that is no such checkpoint, or whose tokenizer has other ids.
@@ -86,7 +90,7 @@ class MMaDABackbone(LladaBackbone):
         named = {tokenizer.bos_token or "bos_token": BOS, tokenizer.eos_token or "eos_token": EOS, **NAMED}
         check_tokenizer(tokenizer, checkpoint, named, RESERVED, IMAGE_OFFSET)
         check_config(read_config(checkpoint), checkpoint, MASK_ID, IMAGE_OFFSET + cls.codebook_size)
-        model, reference = load_policy(checkpoint, lora, dtype, activation_checkpointing, device, seed)
+        model, reference = load_policy(checkpoint, lora, dtype, activation_checkpointing, device, seed, frozen)
         return cls(model, tokenizer, reference, **layout)
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
