@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from htgrpo_ext.backbones import load_backbone
+from htgrpo_ext.backbones.layout import LladaBackbone
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.order import generation_rank
 from htgrpo_ext.core.randomness import Draws
@@ -46,6 +47,8 @@ def sample(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(settings.model, device, frozen=True, adapter=adapter)
     backbone.model.eval()
+    if isinstance(backbone, LladaBackbone):
+        _ = backbone.decoder  # what is missing for pixels is said now, not after a long rollout
     forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
     rows = backbone.encode_prompts(prompts).repeat(count)
     rollout = generate(backbone, forward, rows, Draws(seed, "sample", range(len(prompts)), count), settings.rollout)

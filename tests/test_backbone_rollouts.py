@@ -1,17 +1,25 @@
 """Rollout and scoring on the real layouts: what is computed once, where the head is asked, what batching changes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.layout import ImageBlock
 from htgrpo_ext.backbones.lumina import LuminaBackbone
 from htgrpo_ext.backbones.mmada import MMaDABackbone
+from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.objective import policy_objective
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import SAMPLERS
 from htgrpo_ext.core.views import Update, View
 from htgrpo_ext.settings import RolloutSettings
 from htgrpo_ext.train.rollout import generate
+from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 TEXTS = ["a photo of a red cat", "two dog beside the round green bench , a photo"]
 P, G, T = 2, 3, 3
@@ -103,3 +111,37 @@ def test_gradients_reach_adapters_only(lumina_folder):
         assert (parameter.grad is not None) == ("lora_" in name), name
         if "lora_B" in name:
             assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("method", sorted(f.stem for f in (CONFIGS / "method").glob("*.yaml")))
+def test_every_method_scores_and_trains_adapters(lumina_folder, method):
+    """Two optimizer steps from settings to weights: ratio 1 before the first, off it after."""
+    sets = [f"model.checkpoint={lumina_folder}", "model.height=32", "model.width=48", "model.dtype=float32"]
+    sets += ["model.lora.rank=2", "loop.updates_per_rollout=2", "rollout.prompts_per_cycle=2", "rollout.steps=3"]
+    sets += ["rollout.rollouts_per_prompt=3", "loop.learning_rate=0.05"]
+    sets += ["method.budget={global: 1, structure: 1, refinement: 0}"] if method == "htgrpo" else []
+    settings = load_settings([CONFIGS / "model/lumina.yaml", CONFIGS / f"method/{method}.yaml"], sets)
+    backbone = load_backbone(settings.model, seed=settings.seed)
+    backbone.model.eval()
+    forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
+    rows, draws = backbone.encode_prompts(TEXTS).repeat(G), Draws(0, 0, range(P), G)
+    rollout = generate(backbone, forward, rows, draws, settings.rollout)
+    _, updates = plan_updates(settings, rollout, rows, draws)
+    scored = score_micro_batches(settings, backbone, forward, rows, rollout.codes_BN, updates)
+    optimizer = torch.optim.AdamW([p for p in backbone.model.parameters() if p.requires_grad], lr=0.05)
+    ratios = []
+    for k in range(2):
+        for a, (_, scores) in enumerate(scored):
+            index = settings.method.update_index(k, a, 2, 2)
+            new_BN, update = scores.new(index), scores.updates[index]
+            advantage_B = torch.tensor([1.0, -1.0, 0.5])
+            old_BN, reference_BN = scores.old[index], scores.reference[index]
+            objective = policy_objective(
+                new_BN, old_BN, reference_BN, advantage_B, update.weight_BN, update.target_BN, 0.2, 0.01
+            )
+            objective.loss.backward()
+            ratios.append(objective.ratio_max.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert ratios[:2] == pytest.approx([1, 1], abs=1e-5)
+    assert max(abs(r - 1) for r in ratios[2:]) > 1e-4

@@ -153,6 +153,28 @@ def test_decoding_without_upstream_or_weights_is_one_line(backbone, tmp_path, mo
         mmada.magvit_class()
 
 
+class StubDecoder(torch.nn.Module):
+    """Stands for MAGVITv2: every pixel of an image is its mean code, from -2 to 2."""
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        print("chatter")
+        return cls()
+
+    def decode_code(self, codes_bN):
+        return (codes_bN.float().mean(1) / 8191 * 4 - 2).view(-1, 1, 1, 1).expand(-1, 3, 512, 512)
+
+
+def test_pixels_are_clamped_and_come_in_order(backbone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mmada, "magvit_class", lambda: StubDecoder)
+    painting = MMaDABackbone(backbone.model, backbone.tokenizer, vq_checkpoint=tmp_path)
+    codes = torch.tensor([0, 4096, 8191, 3000, 5000, 0])[:, None].expand(6, 1024)
+    pixels = painting.decode(codes)
+    assert pixels.shape == (6, 3, 512, 512)
+    assert pixels[:, 0, 0, 0].tolist() == pytest.approx([-1, 0.0002, 1, -0.535, 0.4417, -1], abs=1e-3)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("attention", ["masked", "as-maskgrpo"])
 def test_the_config_file_drives_loading(mmada_folder, attention):
     overrides = [f"model.checkpoint={mmada_folder}", "model.dtype=float32", f"model.attention={attention}"]

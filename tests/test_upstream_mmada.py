@@ -4,6 +4,7 @@ import pytest
 import torch
 from authors import StubAnswers, checkout, draw, fixed_noise, module_of, sized
 
+from htgrpo_ext.adapters import merge
 from htgrpo_ext.backbones.mmada import MMaDABackbone
 from htgrpo_ext.core.sampler import MASK, emerge, guided, maskgit
 
@@ -64,6 +65,36 @@ def test_a_prompt_is_cut_as_the_authors_cut_it(mmada_folder):
         texts, codes = ["cat " * words], canvas(1)
         ids, _ = authors_rows(prompting, texts, codes)
         assert torch.equal(ours.encode_prompts(texts).ids_BL, ids[:, :LENGTH]), words
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_what_training_saves_loads_in_the_authors_class(mmada_folder, tmp_path, tuning):
+    """Adapters by way of `merge`, full weights as they are; same logits, and no weight missing or left over."""
+    source = module_of(checkout("MMADA_CHECKOUT", "models/modeling_mmada.py"), "models", "modeling_mmada")
+    targets = r".*\.blocks\.\d+\.(q_proj|attn_out|ff_proj|ff_out)"
+    lora = {"r": 2, "lora_alpha": 4, "target_modules": targets} if tuning == "lora" else None
+    ours = MMaDABackbone.load(mmada_folder, lora, prompt_length=LENGTH)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in ours.model.parameters():
+            if parameter.requires_grad and parameter.numel() < 10_000:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    ours.model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "model"
+    if tuning == "lora":
+        out = tmp_path / "merged"
+        merge(mmada_folder, tmp_path / "model", out)
+    theirs, found = source.MMadaModelLM.from_pretrained(out, output_loading_info=True)
+    assert not any(found[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    prompts, codes = ours.encode_prompts([TEXTS[0]]), canvas(1)
+    ids = torch.cat([prompts.ids_BL, ours.block.ids(codes)], dim=1)[:, LENGTH - 9 :]  # without its pads
+    assert prompts.attention_BL.sum() == 9
+    with torch.no_grad():
+        mine = ours.image_logits(prompts, codes, torch.ones_like(codes, dtype=torch.bool))
+        wanted = theirs.eval()(ids).logits[0, -1025:-1, OFFSET : OFFSET + 8192]
+        before = MMaDABackbone.load(mmada_folder, prompt_length=LENGTH).image_logits(prompts, codes, codes == MASK)
+    torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=0)
+    assert (mine[codes[0] == MASK] - before).abs().max() > 1e-2
 
 
 class Stub(StubAnswers):

@@ -14,13 +14,13 @@ L prompt tokens, N = H*W image tokens, H rows of W.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from htgrpo_ext.backbones.layout import ImageBlock, LladaBackbone, check_config, chunks, left_padded, load_policy
-from htgrpo_ext.backbones.llada import read_config
-from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
+from htgrpo_ext.backbones.layout import ImageBlock, LladaBackbone, chunks, left_padded
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 
@@ -32,9 +32,6 @@ UNCONDITION = 126351
 ANSWER_START, ANSWER_END = 126354, 126355
 IMAGE_OFFSET = 126356  # id of code 0
 PIXELS = 16  # of a code's side
-
-RESERVED = {"newline": NEWLINE, "image start": IMAGE_START, "image end": IMAGE_END}
-NAMED = {"<|mdm_mask|>": MASK_ID, "<uncondition>": UNCONDITION, "<answer>": ANSWER_START, "</answer>": ANSWER_END}
 
 BEFORE = "<system>Generate an image according to the text prompt.</system><user>"
 AFTER = "</user>"
@@ -54,11 +51,13 @@ class LuminaBackbone(LladaBackbone):
     """See `Backbone`."""
 
     mask_id = MASK_ID
+    reserved = {"newline": NEWLINE, "image start": IMAGE_START, "image end": IMAGE_END}
+    image_offset = IMAGE_OFFSET
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         reference: nn.Module | None = None,
         height: int = 512,
         width: int = 512,
@@ -73,33 +72,13 @@ class LuminaBackbone(LladaBackbone):
         self._after = tokenizer(AFTER)["input_ids"]
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: Path,
-        lora: dict | None = None,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-        *,
-        dtype: torch.dtype = torch.float32,
-        activation_checkpointing: bool = False,
-        frozen: bool = False,
-        vq_checkpoint: Path | None = None,
-        **layout,
-    ) -> "LuminaBackbone":
-        """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
+    def load(cls, checkpoint: Path, *args, vq_checkpoint: Path | None = None, **options) -> Self:
+        """See `LladaBackbone.load`. The VQ model lies in the checkpoint's own folder unless told otherwise."""
+        return super().load(checkpoint, *args, vq_checkpoint=vq_checkpoint or checkpoint, **options)
 
-        seed           of the adapters' first weights
-        frozen         for sampling: no copy is kept for the reference
-        vq_checkpoint  None: the checkpoint's own folder, as it is published
-        layout         height, width, prompt_length
-
-        Raises UserError for a folder that is no such checkpoint, or whose tokenizer has other ids.
-        """
-        tokenizer = load_tokenizer(checkpoint)
-        check_tokenizer(tokenizer, checkpoint, NAMED, RESERVED, IMAGE_OFFSET)
-        check_config(read_config(checkpoint), checkpoint, MASK_ID, IMAGE_OFFSET + cls.codebook_size)
-        model, reference = load_policy(checkpoint, lora, dtype, activation_checkpointing, device, seed, frozen)
-        return cls(model, tokenizer, reference, vq_checkpoint=vq_checkpoint or checkpoint, **layout)
+    @classmethod
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        return {"<|mdm_mask|>": MASK_ID, NOBODY: UNCONDITION, "<answer>": ANSWER_START, "</answer>": ANSWER_END}
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         """Rows of `prompt_length` ids, of which `image_logits` drops the pads that a batch has in common.
@@ -127,7 +106,8 @@ class LuminaBackbone(LladaBackbone):
         return (attention_US.cumsum(-1) - 1).clamp(min=0)
 
     @cached_property
-    def _decoder(self) -> nn.Module:
+    def decoder(self) -> nn.Module:
+        """The VQ model, loaded when it is first asked for. Raises UserError when it, or diffusers, is missing."""
         try:
             from diffusers import VQModel
         except ImportError:
@@ -145,9 +125,9 @@ class LuminaBackbone(LladaBackbone):
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:
         """The VQ model answers in [0, 1], beyond it at times: clamped, then spread to [-1, 1]."""
-        decoder, pixels = self._decoder, []
+        pixels = []
         for codes_bN in chunks(codes_BN):
-            shape = (len(codes_bN), *self.grid, decoder.config.latent_channels)
+            shape = (len(codes_bN), *self.grid, self.decoder.config.latent_channels)
             grid_bHW = codes_bN.to(self.device).view(shape[:3])
-            pixels.append(decoder.decode(grid_bHW, force_not_quantize=True, shape=shape).sample)
+            pixels.append(self.decoder.decode(grid_bHW, force_not_quantize=True, shape=shape).sample)
         return torch.cat(pixels).clamp(0, 1) * 2 - 1
