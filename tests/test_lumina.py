@@ -1,5 +1,6 @@
 """Lumina-DiMOO's layout and ids, and what may move its logits. Against the authors' code: test_upstream_lumina.py."""
 
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from llada_checkpoints import lumina_special_tokens, write_tokenizer
 
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.lumina import LuminaBackbone, image_block
+from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.errors import UserError
@@ -109,7 +111,7 @@ def test_logits_are_those_of_the_bare_sequence_without_any_padding(backbone):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda s: [*s, "one more"], "has 126357 tokens, so image codes would begin there, not at 126356"),
+        (lambda s: [*s, "one more"], "has 126357 tokens, not 126356 or 134548: image codes would be shifted"),
         (lambda s: [*s[:-2], s[-1], s[-2]], "has <answer> at 126355, the layout at 126354"),
         (lambda s: [*s[:-5], "<nobody>", *s[-4:]], "has no token <uncondition>, which the layout has at 126351"),
     ],
@@ -122,8 +124,48 @@ def test_a_tokenizer_with_other_ids_is_refused_with_both(tmp_path, lumina_folder
     assert f"{tmp_path}: the tokenizer {line}" in str(caught.value).splitlines()
 
 
+class WordsOnly:
+    """A tokenizer with the right length and names, but an ordinary word where Lumina-DiMOO ends its rows."""
+
+    added_tokens_decoder = {126349: "a", 126350: "b"}
+
+    def __len__(self):
+        return 126356
+
+    def get_vocab(self):
+        return {"<|mdm_mask|>": 126336, "<uncondition>": 126351}
+
+    def convert_ids_to_tokens(self, token_id):
+        return {126084: "house", 126354: "<begin>", 126355: "[end]"}.get(token_id, "added")
+
+
+def test_an_ordinary_word_at_a_reserved_id_is_refused_and_another_marker_is_not():
+    with pytest.raises(UserError) as caught:
+        check_tokenizer(
+            WordsOnly(), Path("X"), LuminaBackbone.named_tokens(None), LuminaBackbone.reserved, lengths=(126356,)
+        )
+    assert str(caught.value) == "X: the tokenizer has 'house' at 126084, where the layout has newline"
+
+
+def test_a_tokenizer_that_holds_the_image_codes_as_well_is_taken(tmp_path, lumina_folder):
+    write_tokenizer(tmp_path, [*lumina_special_tokens(), *(f"<code{i}>" for i in range(8192))])
+    tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer) == 134548
+    named = LuminaBackbone.named_tokens(tokenizer)
+    check_tokenizer(tokenizer, tmp_path, named, LuminaBackbone.reserved, LuminaBackbone.lengths)
+
+
+def test_a_head_whose_last_rows_are_not_the_codebook_is_refused(tmp_path, lumina_folder):
+    for file in lumina_folder.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((lumina_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "embedding_size": 134656}))
+    with pytest.raises(UserError, match="134656 vocabulary rows, but the image codes need 134548"):
+        LuminaBackbone.load(tmp_path)
+
+
 def test_a_checkpoint_of_mmada_is_refused(mmada_folder):
-    with pytest.raises(UserError, match="has 126349 tokens, so image codes would begin there, not at 126356"):
+    with pytest.raises(UserError, match="has 126349 tokens, not 126356 or 134548"):
         LuminaBackbone.load(mmada_folder)
 
 

@@ -117,7 +117,7 @@ def shifted(special, name, places=1):
     [
         (shifted(special_tokens(), "<|mdm_mask|>"), "has <|mdm_mask|> at 126337, the layout at 126336"),
         (shifted(special_tokens(), "<|startoftext|>"), "has <|startoftext|> at 126081, the layout at 126080"),
-        ([*special_tokens(), "one more"], "has 126350 tokens, so image codes would begin there, not at 126349"),
+        ([*special_tokens(), "one more"], "has 126350 tokens, not 126349: image codes would be shifted"),
         ([*special_tokens()[:-1], "<|soi|>"], "has <|soi|> at 126348, the layout at 126084"),
         (special_tokens()[:-263], "has no token <|mdm_mask|>, which the layout has at 126336"),
     ],

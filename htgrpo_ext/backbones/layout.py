@@ -5,7 +5,7 @@ A sequence is prompt | image block. The block is the same ids for every image bu
 U rows, L prompt tokens, I block tokens, S = L + I, N image tokens, V codebook, M wanted positions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -69,6 +69,8 @@ class LladaBackbone(Policy):
     masks_padding  whether pads are hidden from every position
     reserved       see `check_tokenizer`
     image_offset   id of code 0
+    lengths        how many tokens the tokenizer may have
+    codes_are_last whether the codebook's rows are the last of the vocabulary, with none to spare
     """
 
     codebook_size = 8192
@@ -76,6 +78,8 @@ class LladaBackbone(Policy):
     masks_padding = True
     reserved: Mapping[str, int]
     image_offset: int
+    lengths: Collection[int]
+    codes_are_last = False
     decoder: nn.Module  # of codes to pixels, loaded when it is first asked for
 
     def __init__(self, model: nn.Module, block: ImageBlock, reference: nn.Module | None = None):
@@ -105,8 +109,9 @@ class LladaBackbone(Policy):
         Raises UserError for a folder that is no such checkpoint, or whose tokenizer has other ids.
         """
         tokenizer = load_tokenizer(checkpoint)
-        check_tokenizer(tokenizer, checkpoint, cls.named_tokens(tokenizer), cls.reserved, cls.image_offset)
-        check_config(read_config(checkpoint), checkpoint, cls.mask_id, cls.image_offset + cls.codebook_size)
+        check_tokenizer(tokenizer, checkpoint, cls.named_tokens(tokenizer), cls.reserved, cls.lengths)
+        rows = cls.image_offset + cls.codebook_size
+        check_config(read_config(checkpoint), checkpoint, cls.mask_id, rows, cls.codes_are_last)
         model, reference = load_llada(checkpoint, dtype).to(device), None
         model.activation_checkpointing = activation_checkpointing
         if lora is not None:
@@ -142,12 +147,12 @@ class LladaBackbone(Policy):
         ).logits
 
 
-def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary_rows: int) -> None:
-    """Refuse a config.json with another mask id, or with fewer vocabulary rows than the image codes need."""
+def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary_rows: int, exactly: bool) -> None:
+    """Refuse a config.json with another mask id, or with other vocabulary rows than the image codes need."""
     wrong = []
     if (mask := getattr(config, "mask_token_id", None)) not in (None, mask_id):
         wrong.append(f"mask_token_id is {mask}, the layout has {mask_id}")
-    if config.vocabulary_rows < vocabulary_rows:
+    if config.vocabulary_rows < vocabulary_rows or (exactly and config.vocabulary_rows != vocabulary_rows):
         wrong.append(f"{config.vocabulary_rows} vocabulary rows, but the image codes need {vocabulary_rows}")
     if wrong:
         raise UserError("\n".join(f"{checkpoint}/config.json: {line}" for line in wrong))

@@ -51,8 +51,18 @@ class LuminaBackbone(LladaBackbone):
     """See `Backbone`."""
 
     mask_id = MASK_ID
-    reserved = {"newline": NEWLINE, "image start": IMAGE_START, "image end": IMAGE_END}
+    reserved = {
+        "newline": NEWLINE,
+        "image start": IMAGE_START,
+        "image end": IMAGE_END,
+        "<answer>": ANSWER_START,
+        "</answer>": ANSWER_END,
+    }
     image_offset = IMAGE_OFFSET
+    # Lumina-DiMOO's training makes as many vocabulary rows as there are tokens, and its sampler takes the last 8,192
+    # for the codes: the published tokenizer may hold them as well.
+    lengths = (IMAGE_OFFSET, IMAGE_OFFSET + LladaBackbone.codebook_size)
+    codes_are_last = True
 
     def __init__(
         self,
@@ -78,7 +88,7 @@ class LuminaBackbone(LladaBackbone):
 
     @classmethod
     def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        return {"<|mdm_mask|>": MASK_ID, NOBODY: UNCONDITION, "<answer>": ANSWER_START, "</answer>": ANSWER_END}
+        return {"<|mdm_mask|>": MASK_ID, NOBODY: UNCONDITION}
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         """Rows of `prompt_length` ids, of which `image_logits` drops the pads that a batch has in common.

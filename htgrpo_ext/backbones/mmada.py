@@ -50,6 +50,7 @@ class MMaDABackbone(LladaBackbone):
     mask_id = MASK_ID
     reserved = {"<|soi|>": IMAGE_START, "<|eoi|>": IMAGE_END, "<|t2i|>": TEXT_TO_IMAGE, "[iPAD]": PAD}
     image_offset = IMAGE_OFFSET
+    lengths = (IMAGE_OFFSET,)
     grid = GRID
 
     def __init__(
