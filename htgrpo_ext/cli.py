@@ -90,6 +90,52 @@ def method_files(names: str) -> list[Path]:
     return files
 
 
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option(help="Name in configs/model, or a YAML file.")],
+    checkpoint: Annotated[Path, typer.Option(help="Folder of the model.")],
+    prompt: Annotated[list[str], typer.Option(help="What to paint; may be given several times.")],
+    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter that training saved.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the images.")] = Path("samples"),
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also the order of the tokens and the canvas by steps.")
+    ] = False,
+    set_: Overrides = None,
+) -> None:
+    """Paint prompts; every PNG holds its prompt, seed and settings."""
+    from htgrpo_ext.config import load_settings
+
+    files = [named_file("model", model), Path("configs/method/htgrpo.yaml")]
+    settings = load_settings(files, [f"model.checkpoint={checkpoint}", *(set_ or [])])
+    from htgrpo_ext.sample import sample as sample_prompts
+
+    for path in sample_prompts(settings, prompt, count, seed, out, adapter, trace):
+        print(path)
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of the model that was trained.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter that training saved.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+) -> None:
+    """Fold an adapter into a copy of its checkpoint, in the published format."""
+    from htgrpo_ext.adapters import merge as merge_files
+
+    print(f"{out}: {merge_files(checkpoint, adapter, out)} weights changed")
+
+
+def named_file(kind: str, name: str) -> Path:
+    """The YAML file of configs/`kind` that is called so, or the file of this path."""
+    file = Path(name) if name.endswith(".yaml") else Path("configs") / kind / f"{name}.yaml"
+    if not file.is_file():
+        names = ", ".join(sorted(f.stem for f in Path("configs", kind).glob("*.yaml")))
+        raise UserError(f"unknown {kind} `{name}` (one of {names})")
+    return file
+
+
 @app.command("pretrain-micro")
 def pretrain_micro(
     out: Annotated[Path, typer.Option(help="Folder to save the checkpoint in.")],

@@ -21,15 +21,17 @@ from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.stages import sampling_rate, schedule
 from htgrpo_ext.core.views import Prompts, Update
+from htgrpo_ext.cost import DEVICES, UTILISATION, Device, Shape, shape_of
+from htgrpo_ext.errors import UserError
 from htgrpo_ext.methods.htgrpo import HTGRPO, StageRates
-from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.settings import LladaModelSection, RunSettings
 from htgrpo_ext.train.rollout import generate
 from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
 
 KINDS = ("rollout", "old", "reference", "new")
 COST = {"rollout": 1, "old": 1, "reference": 1, "new": 3}  # of a row, in forwards: a backward counts as two
+ROLLOUT = "rollout, instead of the last two"
 STUB_CODES = 32  # the stub's codebook: enough that two rollouts hardly ever show the same codes
-BYTES = 4  # fp32
 
 
 class PlannedUpdate(NamedTuple):
@@ -51,10 +53,27 @@ class Plan(NamedTuple):
     rows: dict[str, int]  # rows by kind as they are run
     rows_at_once: int  # most rows with gradient that one micro-batch holds
     memory: dict[str, int]  # bytes by part
+    shape: Shape
+    source: str | None  # of the sizes, when they are not the checkpoint's
 
     def cost(self, rows: dict[str, int]) -> int:
         """Rows with the backward included, in units of one forward."""
         return sum(COST[kind] * rows[kind] for kind in KINDS)
+
+    def peak_memory(self) -> int:
+        """Bytes; rollout and update do not happen at the same time."""
+        last = self.memory["logits"] + self.memory["activations"]
+        rest = sum(size for part, size in self.memory.items() if part != ROLLOUT) - last
+        return rest + max(last, self.memory.get(ROLLOUT, 0))
+
+
+class Simulated(NamedTuple):
+    """One cycle without a model."""
+
+    updates: list[Update]
+    rows: dict[str, int]  # by kind
+    rows_at_once: int  # most rows with gradient that one micro-batch holds
+    positions_at_once: int  # most positions with gradient whose logits one micro-batch holds
 
 
 class StubBackbone:
@@ -65,12 +84,14 @@ class StubBackbone:
 
     def __init__(self, prompts: Prompts, nobody: Prompts, num_image_tokens: int):
         self.prompts, self.nobody, self.num_image_tokens = prompts, nobody, num_image_tokens
+        self.positions = 0  # asked for so far
 
     def unconditional(self) -> Prompts:
         return self.nobody
 
     def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
-        return torch.zeros(int(wanted_UN.sum()), STUB_CODES)
+        self.positions += (count := int(wanted_UN.sum()))
+        return torch.zeros(count, STUB_CODES)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -78,25 +99,23 @@ class StubBackbone:
 
 
 @torch.no_grad()
-def simulate(settings: RunSettings, backbone: StubBackbone) -> tuple[list[Update], dict[str, int], int]:
-    """The first cycle: its K updates, rows by kind, and the most rows with gradient at once.
-
-    backbone  holds the cycle's P prompts
-    """
+def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
+    """The first cycle; `backbone` holds its P prompts."""
     method, loop, G = settings.method, settings.loop, settings.rollout.rollouts_per_prompt
     K, A, P = loop.updates_per_rollout, loop.micro_batches, settings.rollout.prompts_per_cycle
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
     rows, draws = backbone.prompts.repeat(G), Draws(settings.seed, 0, range(P), G)
     rollout = generate(backbone, forward, rows, draws, settings.rollout)
     updates = plan_updates(settings, rollout, rows, draws)[1]
-    at_once = 0
+    most_rows = most_positions = 0
     scored = score_micro_batches(settings, backbone, forward, rows, rollout.codes_BN, updates)
     for a, (_, scores) in enumerate(scored):
         for k in range(K):
-            before = forward.rows["new"]
+            rows_before, positions_before = forward.rows["new"], backbone.positions
             scores.new(method.update_index(k, a, A, K))
-            at_once = max(at_once, forward.rows["new"] - before)
-    return updates, {kind: forward.rows[kind] for kind in KINDS}, at_once
+            most_rows = max(most_rows, forward.rows["new"] - rows_before)
+            most_positions = max(most_positions, backbone.positions - positions_before)
+    return Simulated(updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions)
 
 
 def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
@@ -108,38 +127,40 @@ def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
     return {"rollout": images * rollout.steps * passes, "old": scored, "reference": scored * kl, "new": scored}
 
 
-def plan(settings: RunSettings) -> Plan:
-    """Plan a run of the micro model: simulate its first cycle, and estimate its memory."""
+def stub_backbone(settings: RunSettings) -> StubBackbone:
+    """A stub with the prompts of the first cycle: of the micro world, or made up where the model reads any text."""
+    P, N = settings.rollout.prompts_per_cycle, settings.model.num_image_tokens
+    if isinstance(settings.model, LladaModelSection):
+        ids = torch.arange(P + 1)[:, None]
+        prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool))
+        return StubBackbone(prompts.rows(slice(P)), prompts.rows(slice(P, P + 1)), N)
     from htgrpo_ext.backbones.micro import encode_words
     from htgrpo_ext.micro import world
-    from htgrpo_ext.micro.model import MicroConfig, MicroModel
+    from htgrpo_ext.micro.model import MicroConfig
 
-    config = MicroConfig(codebook_size=world.CODEBOOK_SIZE)
     texts = [prompt["prompt"] for prompt in world.split_prompts(settings.eval.prompts_per_task)[0]]
-    P, length = settings.rollout.prompts_per_cycle, config.prompt_length
     chosen = [texts[i * len(texts) // P % len(texts)] for i in range(P)]  # from all tasks
-    backbone = StubBackbone(encode_words(chosen, length), encode_words([""], length), world.NUM_IMAGE_TOKENS)
-    updates, rows, at_once = simulate(settings, backbone)
-    with torch.device("meta"):
-        model = MicroModel(config)
-    weights = sum(p.numel() for p in model.parameters())
-    trained = weights
-    if settings.model.tuning == "lora":
-        lora = settings.model.lora
-        layers = [m for name, m in model.named_modules() if name.rpartition(".")[2] in lora.targets]
-        trained = sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers)
-        weights += trained
-    width, ffn = config.hidden_size, config.ffn_size
-    kept = config.num_layers * (9 * width + 4 * ffn) * (length + backbone.num_image_tokens)
-    memory = {
-        "weights": weights * BYTES,
-        "gradients": trained * BYTES,
-        "AdamW's two moments": 2 * trained * BYTES,
-        "frozen reference copy": 0 if trained < weights else weights * BYTES,
-        "logits": 2 * at_once * backbone.num_image_tokens * config.codebook_size * BYTES,
-        "activations": at_once * kept * BYTES,
-    }
-    return Plan(settings, _planned(settings, updates), naive_rows(settings, updates), rows, at_once, memory)
+    length = MicroConfig().prompt_length
+    return StubBackbone(encode_words(chosen, length), encode_words([""], length), N)
+
+
+def plan(settings: RunSettings, processes: int = 1) -> Plan:
+    """Plan a run: simulate the first cycle of one of its processes, and estimate its memory.
+
+    Raises UserError if the batch does not divide by the processes, or for a config.json that cannot be used.
+    """
+    if problems := settings.problems(processes):
+        raise UserError("\n".join(problems))
+    rollout = settings.rollout.model_copy(update={"prompts_per_cycle": settings.rollout.prompts_per_cycle // processes})
+    settings = settings.model_copy(update={"rollout": rollout})
+    updates, rows, at_once, positions = simulate(settings, stub_backbone(settings))
+    shape, source = shape_of(settings)
+    memory = shape.memory(at_once, positions, settings.loop.batch_size)
+    if isinstance(settings.model, LladaModelSection):
+        memory[ROLLOUT] = shape.rollout_memory(rollout.prompts_per_cycle * rollout.rollouts_per_prompt)
+    return Plan(
+        settings, _planned(settings, updates), naive_rows(settings, updates), rows, at_once, memory, shape, source
+    )
 
 
 def _planned(settings: RunSettings, updates: list[Update]) -> list[PlannedUpdate]:
@@ -155,10 +176,13 @@ def _planned(settings: RunSettings, updates: list[Update]) -> list[PlannedUpdate
 
 
 def print_plan(settings: RunSettings) -> None:
-    """Print the plan of a run: stages, supports, forwards, batch algebra, memory."""
-    planned, console = plan(settings), Console(highlight=False)
-    rollout, loop = settings.rollout, settings.loop
-    P, G, K = rollout.prompts_per_cycle, rollout.rollouts_per_prompt, loop.updates_per_rollout
+    """Print the plan of a run: stages, supports, forwards, batch algebra, memory; for the 8B models by device."""
+    large = isinstance(settings.model, LladaModelSection)
+    devices = [d for d in DEVICES if not settings.problems(d.count)] if large else []
+    by_device = {device: plan(settings, device.count) for device in devices}
+    planned, console = next(iter(by_device.values()), None) or plan(settings), Console(highlight=False)
+    loop, rollout = settings.loop, planned.settings.rollout  # of one process
+    P, G, K = settings.rollout.prompts_per_cycle, rollout.rollouts_per_prompt, loop.updates_per_rollout
 
     updates = _table(f"{settings.run_name}: the {K} updates of a cycle", "update", "stage", "gamma", "support", "views")
     for k, update in enumerate(planned.updates, 1):
@@ -171,7 +195,7 @@ def print_plan(settings: RunSettings) -> None:
     for name, rows in (("unshared", planned.naive), ("run", planned.rows)):
         scoring = sum(rows[kind] for kind in KINDS[1:])
         counts = (*(rows[kind] for kind in KINDS), scoring, planned.cost(rows))
-        forwards.add_row(name, *(f"{count / P:.1f}".removesuffix(".0") for count in counts))
+        forwards.add_row(name, *(f"{count / rollout.prompts_per_cycle:.1f}".removesuffix(".0") for count in counts))
     console.print(forwards)
     print("unshared: a row for every rollout, view and update; run: equal rows shared, as measured")
     print("scoring: old + reference + new; cost: all, with a new row counted three times for its backward\n")
@@ -182,14 +206,57 @@ def print_plan(settings: RunSettings) -> None:
     print(
         f"         {K} steps a cycle, {K * loop.cycles} in {loop.cycles} cycles; {images * loop.cycles} images in all\n"
     )
+    if large:
+        _print_devices(by_device, console)
+    else:
+        _print_memory(planned)
 
+
+def _print_memory(planned: Plan) -> None:
     for part, size in (*planned.memory.items(), ("together", sum(planned.memory.values()))):
         print(f"{'memory' if part == 'weights' else '':9}{part:24}{size / 2**20:9.1f} MiB")
     print(
         f"         An estimate, fp32, for the {planned.rows_at_once} rows a micro-batch holds for its backward.\n"
-        "         logits: rows x N x V, twice (softmax). activations: 9 widths and 4 feed-forward\n"
+        "         logits: positions x V, twice (softmax). activations: 9 widths and 4 feed-forward\n"
         "         widths per layer and position. Not counted: Python, libraries, rollouts."
     )
+
+
+def seconds(planned: Plan, device: Device) -> dict[str, float]:
+    """Of one cycle by part, at `UTILISATION` of the device's figure; rewards, decoding and the optimizer left out."""
+    rows, second = planned.rows, planned.shape.row_flops() / (UTILISATION * device.flops)
+    parts = {"rollout": rows["rollout"], "score": rows["old"] + rows["reference"]}
+    parts["update"] = rows["new"] * planned.shape.new_cost()
+    return {part: count * second for part, count in parts.items()}
+
+
+def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:
+    """Memory and time on one device of each kind."""
+    table = _table("memory of one device, and time of a cycle; estimates", "", *(d.name for d in by_device))
+    plans = list(by_device.values())
+    for part in plans[0].memory:
+        table.add_row(part, *(f"{p.memory[part] / 1e9:.1f} GB" for p in plans))
+    peaks = [p.peak_memory() for p in plans]
+    share = [f"{peak / 1e9:.1f} of {d.memory / 1e9:.0f} GB" for d, peak in zip(by_device, peaks, strict=True)]
+    table.add_row("peak", *share)
+    for part in ("rollout", "score", "update"):
+        table.add_row(f"{part}, s", *(f"{seconds(p, d)[part]:.1f}" for d, p in by_device.items()))
+    together = [sum(seconds(p, d).values()) for d, p in by_device.items()]
+    table.add_row("cycle, s", *(f"{s:.1f}" for s in together))
+    cycles = plans[0].settings.loop.cycles
+    table.add_row(f"{cycles} cycles, days", *(f"{s * cycles / 86400:.1f}" for s in together))
+    console.print(table)
+    for planned, device in zip(plans, by_device, strict=True):
+        if planned.peak_memory() > device.memory:
+            print(f"DOES NOT FIT {device.name}: see what of it loop.micro_batches, model.activation_checkpointing and")
+            print("             rollout.prompts_per_cycle change")
+    shape = plans[0].shape
+    if plans[0].source:
+        print(f"sizes    {plans[0].source}")
+    print(f"row      {shape.sequence} positions, {shape.row_flops() / 1e12:.1f} TFLOP forward;", end=" ")
+    print(f"a new row costs {shape.new_cost()} forwards")
+    print(f"time     {UTILISATION:.0%} of the maker's dense bfloat16 figure, assumed; without rewards and decoding")
+    print(f"memory   for {' and '.join(str(p.rows_at_once) for p in plans)} rows held at once; without fragmentation")
 
 
 def _table(title: str, *headings: str) -> Table:

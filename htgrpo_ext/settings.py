@@ -80,7 +80,17 @@ class Mmada(LladaModelSection):
         return 1024
 
 
-MODELS: dict[str, type[ModelSection]] = {"micro": Micro, "mmada": Mmada}
+class Lumina(LladaModelSection):
+    name: Literal["lumina"]
+    height: Annotated[int, Field(ge=16, multiple_of=16)]
+    width: Annotated[int, Field(ge=16, multiple_of=16)]
+
+    @property
+    def num_image_tokens(self) -> int:
+        return (self.height // 16) * (self.width // 16)
+
+
+MODELS: dict[str, type[ModelSection]] = {"micro": Micro, "mmada": Mmada, "lumina": Lumina}
 Model = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
 
 

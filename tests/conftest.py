@@ -1,7 +1,7 @@
 import pytest
 import torch
 from hypothesis import settings
-from llada_checkpoints import mmada_checkpoint
+from llada_checkpoints import lumina_checkpoint, mmada_checkpoint, write_vqvae
 
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60, database=None)
@@ -12,3 +12,11 @@ settings.load_profile("tests")
 def mmada_folder(tmp_path_factory):
     """A tiny MMaDA checkpoint, never written to."""
     return mmada_checkpoint(tmp_path_factory.mktemp("mmada"))
+
+
+@pytest.fixture(scope="session")
+def lumina_folder(tmp_path_factory):
+    """A tiny Lumina-DiMOO checkpoint with its VQ model, never written to."""
+    folder = lumina_checkpoint(tmp_path_factory.mktemp("lumina"))
+    write_vqvae(folder)
+    return folder

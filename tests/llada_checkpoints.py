@@ -1,5 +1,6 @@
-"""Tiny random checkpoints of MMaDA in the published format: config.json, shards with their index, a tokenizer.
+"""Tiny random checkpoints of MMaDA and Lumina-DiMOO in the published format.
 
+That is config.json, safetensors in shards with their index, and a tokenizer.
 Every name is written out here, not taken from our model, so that loading is checked against something. The ids are
 the real ones; words are made up.
 """
@@ -17,7 +18,9 @@ Generate an image according to text prompt
 """
 WORDS = SENTENCES.split()
 ORDINARY, RESERVED = 126080, 252  # ordinary tokens of LLaDA's tokenizer; reserved ones between bos and the mask
-MMADA_ROWS = 134656  # of the embedding and the head
+MMADA_ROWS, LUMINA_ROWS = 134656, 134548  # of the embedding and the head
+# What Lumina-DiMOO adds at 126349 and after; the first two and the fourth and fifth under names of our own.
+LUMINA_TOKENS = ["<image>", "</image>", "<uncondition>", "<spare>", "</spare>", "<answer>", "</answer>"]
 
 # Every key that the authors' configuration class reads.
 CONFIG = {
@@ -139,3 +142,40 @@ def mmada_checkpoint(folder: Path, **keys) -> Path:
     write_weights(folder, config)
     write_tokenizer(folder, special_tokens())
     return folder
+
+
+def lumina_special_tokens() -> list[str]:
+    """LLaDA's and seven more; the marks of system and user in reserved places, theirs not being known."""
+    special = special_tokens()
+    for i, mark in enumerate(["<system>", "</system>", "<user>", "</user>"]):
+        special[special.index(f"<|reserved_token_{RESERVED + 4 + i}|>")] = mark
+    return special + LUMINA_TOKENS
+
+
+def lumina_checkpoint(folder: Path, **keys) -> Path:
+    """A checkpoint of Lumina-DiMOO with two blocks of width 32; `keys` change its config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"vocab_size": LUMINA_ROWS, "embedding_size": LUMINA_ROWS}
+    config = write_config(folder, **{**sizes, "model_type": "llada", **keys})
+    write_weights(folder, config, seed=1)
+    write_tokenizer(folder, lumina_special_tokens())
+    return folder
+
+
+def write_vqvae(folder: Path) -> None:
+    """A random VQ model of diffusers in `folder`/vqvae: 8,192 codes of 16 x 16 pixels."""
+    from diffusers import VQModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        VQModel(
+            down_block_types=["DownEncoderBlock2D"] * 5,
+            up_block_types=["UpDecoderBlock2D"] * 5,
+            block_out_channels=[8] * 5,
+            latent_channels=4,
+            vq_embed_dim=4,
+            num_vq_embeddings=8192,
+            norm_num_groups=4,
+            lookup_from_codebook=True,
+            force_upcast=True,
+        ).save_pretrained(folder / "vqvae")

@@ -107,7 +107,7 @@ def test_control_c_ends_without_a_traceback(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("variable", "line"),
     [
-        ("MODEL=none", "unknown MODEL `none` (one of: micro)"),
+        ("MODEL=none", "unknown MODEL `none` (one of: lumina micro mmada)"),
         ("METHOD=ppo", "unknown METHOD `ppo` (one of: agrpo d1 htgrpo maskgrpo maskgrpo-fixed tracegrpo unigrpo)"),
     ],
 )

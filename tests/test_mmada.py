@@ -117,7 +117,7 @@ def shifted(special, name, places=1):
     [
         (shifted(special_tokens(), "<|mdm_mask|>"), "has <|mdm_mask|> at 126337, the layout at 126336"),
         (shifted(special_tokens(), "<|startoftext|>"), "has <|startoftext|> at 126081, the layout at 126080"),
-        ([*special_tokens(), "one more"], "has 126350 tokens, so image codes would begin there, not at 126349"),
+        ([*special_tokens(), "one more"], "has 126350 tokens, not 126349: image codes would be shifted"),
         ([*special_tokens()[:-1], "<|soi|>"], "has <|soi|> at 126348, the layout at 126084"),
         (special_tokens()[:-263], "has no token <|mdm_mask|>, which the layout has at 126336"),
     ],
@@ -151,6 +151,28 @@ def test_decoding_without_upstream_or_weights_is_one_line(backbone, tmp_path, mo
     monkeypatch.setenv("UPSTREAM_CHECKOUT", str(tmp_path))
     with pytest.raises(UserError, match="make upstream"):
         mmada.magvit_class()
+
+
+class StubDecoder(torch.nn.Module):
+    """Stands for MAGVITv2: every pixel of an image is its mean code, from -2 to 2."""
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        print("chatter")
+        return cls()
+
+    def decode_code(self, codes_bN):
+        return (codes_bN.float().mean(1) / 8191 * 4 - 2).view(-1, 1, 1, 1).expand(-1, 3, 512, 512)
+
+
+def test_pixels_are_clamped_and_come_in_order(backbone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mmada, "magvit_class", lambda: StubDecoder)
+    painting = MMaDABackbone(backbone.model, backbone.tokenizer, vq_checkpoint=tmp_path)
+    codes = torch.tensor([0, 4096, 8191, 3000, 5000, 0])[:, None].expand(6, 1024)
+    pixels = painting.decode(codes)
+    assert pixels.shape == (6, 3, 512, 512)
+    assert pixels[:, 0, 0, 0].tolist() == pytest.approx([-1, 0.0002, 1, -0.535, 0.4417, -1], abs=1e-3)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("attention", ["masked", "as-maskgrpo"])

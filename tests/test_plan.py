@@ -6,6 +6,7 @@ import pytest
 
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.views import Prompts
+from htgrpo_ext.errors import UserError
 from htgrpo_ext.plan import KINDS, StubBackbone, naive_rows, plan, print_plan, simulate
 from htgrpo_ext.settings import RunSettings
 
@@ -68,8 +69,11 @@ def test_unshared_every_method_costs_three_passes_over_its_views():
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_micro_batches_change_the_rows_held_at_once_and_not_those_run(micro_batches):
-    _, rows, at_once = simulate(settings_of("htgrpo", f"loop.micro_batches={micro_batches}"), wide_backbone())
+    _, rows, at_once, positions = simulate(
+        settings_of("htgrpo", f"loop.micro_batches={micro_batches}"), wide_backbone()
+    )
     assert rows["new"] == K * P and at_once == P // micro_batches
+    assert positions == at_once * 20_000  # the first update asks for every position of its row
 
 
 def test_the_first_sampler_step_is_one_row_a_prompt_and_guidance_adds_one_for_all():
@@ -118,3 +122,62 @@ def test_the_printed_plan_shows_k_plus_one(capsys):
     print_plan(settings_of("htgrpo"))
     run = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["run"])
     assert run.split()[2:6] == ["0", "1", str(K), str(K + 1)]
+
+
+def large(model: str, method: str, *overrides: str) -> RunSettings:
+    return load_settings([CONFIGS / f"model/{model}.yaml", CONFIGS / f"method/{method}.yaml"], overrides)
+
+
+def test_the_8b_models_are_planned_without_a_checkpoint(capsys):
+    """Numbers by hand, of width 4096, 32 layers, feed-forward 12,288, in bfloat16 with rank 128 on all of a block."""
+    planned = plan(large("mmada", "htgrpo"), processes=8)
+    blocks = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
+    adapters = 32 * 128 * (4 * (4096 + 4096) + 3 * (4096 + 12288))
+    shape = planned.shape
+    assert shape.in_blocks == blocks and shape.trained == adapters
+    assert shape.parameters == blocks + 2 * 134656 * 4096 + (2 * 32 + 1) * 4096
+    assert shape.sequence == 257 + 1 + 1024 + 1
+    assert planned.memory["weights"] == 2 * shape.parameters + 4 * adapters
+    assert planned.memory["gradients"] == 4 * adapters == planned.memory["AdamW's two moments"] / 2
+    assert planned.memory["frozen reference copy"] == 0
+    # one prompt a micro-batch, so one row: inputs of 32 blocks, and one block whole, with float32 inputs of adapters
+    block = 2 * (9 * 4096 + 4 * 12288) + 4 * (6 * 4096 + 12288)
+    assert planned.memory["activations"] == 1283 * (32 * 4096 * 2 + block)
+    assert planned.memory["logits"] == 2 * 1024 * 8192 * (4 + 2)
+    flops = 2 * (blocks + adapters) * 1283 + 4 * 1283**2 * 4096 * 32 + 2 * 1024 * 4096 * 8192
+    assert shape.row_flops() == pytest.approx(flops)
+    assert shape.new_cost() == 3  # forward, recomputed forward, gradient of inputs; adapters' own is small
+
+    print_plan(large("mmada", "htgrpo"))
+    printed = capsys.readouterr().out
+    assert "8 x A100-80G" in printed and "1 x H200" in printed
+    assert "checkpoints/mmada-8b-base is not there: LLaDA-8B's sizes" in printed
+
+
+def test_sizes_come_from_the_checkpoint_where_there_is_one(lumina_folder, capsys):
+    size = ["model.height=48", "model.width=80", "rollout.prompts_per_cycle=2", "rollout.rollouts_per_prompt=2"]
+    settings = large("lumina", "htgrpo", f"model.checkpoint={lumina_folder}", *size)
+    planned = plan(settings)
+    assert planned.source is None
+    assert planned.shape.in_blocks == 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert planned.shape.sequence == 256 + 3 * 6 + 4
+    print_plan(settings)  # 2 prompts do not divide by 8 processes: one device only
+    printed = capsys.readouterr().out
+    assert "1 x H200" in printed and "8 x A100" not in printed
+
+
+def test_without_checkpointing_or_adapters_an_update_costs_otherwise():
+    assert plan(large("mmada", "htgrpo", "model.activation_checkpointing=false"), 8).shape.new_cost() == 2
+    full = plan(large("mmada", "htgrpo", "model.tuning=full"), 8)
+    assert full.shape.new_cost() == 4
+    assert full.memory["weights"] == full.memory["gradients"] == full.memory["frozen reference copy"]
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match="16 prompts a cycle do not divide into 3 processes"):
+        plan(large("mmada", "htgrpo"), processes=3)
+
+
+def test_a_broken_checkpoint_is_refused_and_not_taken_for_a_missing_one(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint there"):
+        plan(large("mmada", "htgrpo", f"model.checkpoint={tmp_path}"), processes=8)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htgrpo_ext.core.sampler import MASK, SAMPLERS, categorical, emerge, guided, maskgit
+from htgrpo_ext.core.sampler import MASK, SAMPLERS, categorical, emerge, guided, gumbel, maskgit, maskgit_constant
 
 N, V, T = 3, 2, 3
 TABLE = 1.5 * torch.randn(3**N, N, V, generator=torch.Generator().manual_seed(5))  # logits for every canvas
@@ -61,10 +61,10 @@ def emerge_step(step, canvas):
         yield probability, drawn
 
 
-def maskgit_step(step, canvas, temperature):
+def maskgit_step(step, canvas, temperature, annealing):
     # floor(3 cos 30) = 2 and floor(3 cos 60) = 1 stay masked: one token at a time. The largest of log p + tau Gumbel
-    # is token n with probability p_n^(1/tau) / sum; tau is temperature x 2/3, then x 1/3 once more.
-    tau = temperature * [2 / 3, 2 / 3 * 1 / 3, 1][step]
+    # is token n with probability p_n^(1/tau) / sum; MMaDA's tau is temperature x 2/3, then x 1/3 once more.
+    tau = temperature * annealing[step]
     left = [n for n in range(N) if canvas[n] == MASK]
     for codes in product(range(V), repeat=len(left)):
         p = [law(canvas, n)[code] for n, code in zip(left, codes, strict=True)]
@@ -75,15 +75,16 @@ def maskgit_step(step, canvas, temperature):
             yield together * each ** (1 / tau) / sum(q ** (1 / tau) for q in p), {n: code}
 
 
-@pytest.mark.parametrize("name", ["emerge", "maskgit", "maskgit hotter"])
+@pytest.mark.parametrize("name", ["emerge", "maskgit", "maskgit hotter", "constant", "constant hotter"])
 def test_codes_and_steps_follow_the_exact_law(name):
     rows = 40_000
     if name == "emerge":
         rollout, expected = emerge(toy_logits, noise((rows, N), 1), (rows, N), T), exact(emerge_step)
     else:
         hot = 4.0 if "hotter" in name else 1.0
-        rollout = maskgit(toy_logits, noise((rows, N), 2), (rows, N), T, temperature=hot)
-        expected = exact(lambda step, canvas: maskgit_step(step, canvas, hot))
+        sampler, annealing = (maskgit_constant, [1, 1, 1]) if "constant" in name else (maskgit, [2 / 3, 2 / 9, 1])
+        rollout = sampler(toy_logits, noise((rows, N), 2), (rows, N), T, temperature=hot)
+        expected = exact(lambda step, canvas: maskgit_step(step, canvas, hot, annealing))
     assert sum(expected.values()) == pytest.approx(1)
     joint = torch.cat([rollout.codes_BN, rollout.unmask_step_BN.long()], dim=1).tolist()
 
@@ -120,6 +121,17 @@ def test_maskgit_unmasks_the_published_counts():
     rollout = maskgit(coin, noise((3, 1024), 3), (3, 1024), 12)
     counts = [9, 26, 43, 60, 74, 88, 101, 111, 121, 126, 132, 133]  # measured on MaskGRPO's code
     assert torch.nn.functional.one_hot(rollout.unmask_step_BN.long()).sum(1).tolist() == [counts] * 3
+
+
+def test_of_a_last_token_mmada_waits_for_the_last_step_and_lumina_does_not():
+    """With two tokens floor(2 cos) is 1 from the first step of three on."""
+    assert maskgit(coin, noise((1, 2), 3), (1, 2), 3).unmask_step_BN.sort().values.tolist() == [[0, 2]]
+    assert maskgit_constant(coin, noise((1, 2), 3), (1, 2), 3).unmask_step_BN.sort().values.tolist() == [[0, 1]]
+
+
+def test_gumbel_noise_reaches_as_far_as_float32_does():
+    """In bfloat16 the largest number below 1 is 0.996, and -log(-log 0.996) only 5.5."""
+    assert gumbel(torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == pytest.approx([-3.83, 0.3665, 16.64], abs=0.01)
 
 
 def test_emerge_unmasks_the_same_counts_on_average():

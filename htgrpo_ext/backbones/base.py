@@ -15,6 +15,7 @@ from htgrpo_ext.core.views import Prompts
 
 class Backbone(Protocol):
     num_image_tokens: int  # N
+    grid: tuple[int, int]  # rows and columns of the image tokens
     codebook_size: int  # V
     mask_id: int  # the model's id for a masked token, word or image
     model: nn.Module  # what is trained: full weights, or adapters on frozen ones

@@ -5,14 +5,17 @@ A sequence is prompt | image block. The block is the same ids for every image bu
 U rows, L prompt tokens, I block tokens, S = L + I, N image tokens, V codebook, M wanted positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from htgrpo_ext.backbones.llada import LladaConfig, LladaModel, load_llada
+from htgrpo_ext.backbones.llada import LladaConfig, load_llada, read_config
 from htgrpo_ext.backbones.policy import Policy, frozen_copy, with_adapters
+from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
@@ -61,19 +64,66 @@ def left_padded(rows: Sequence[Sequence[int]], words: Sequence[range], length: i
 
 
 class LladaBackbone(Policy):
-    """A backbone on LLaDA's transformer; a subclass adds prompts, positions and the decoder of pixels.
+    """A backbone on LLaDA's transformer; a subclass adds ids, prompts, positions and the decoder of pixels.
 
     masks_padding  whether pads are hidden from every position
+    reserved       see `check_tokenizer`
+    image_offset   id of code 0
+    lengths        how many tokens the tokenizer may have
+    codes_are_last whether the codebook's rows are the last of the vocabulary, with none to spare
     """
 
     codebook_size = 8192
-    mask_id = 126336
+    mask_id: int
     masks_padding = True
+    reserved: Mapping[str, int]
+    image_offset: int
+    lengths: Collection[int]
+    codes_are_last = False
+    decoder: nn.Module  # of codes to pixels, loaded when it is first asked for
 
     def __init__(self, model: nn.Module, block: ImageBlock, reference: nn.Module | None = None):
         super().__init__(model, reference)
         self.block = block
         self.num_image_tokens = len(block.slot_N)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path,
+        lora: dict | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        activation_checkpointing: bool = False,
+        frozen: bool = False,
+        **layout,
+    ) -> Self:
+        """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
+
+        seed    of the adapters' first weights
+        frozen  for sampling: without adapters, no copy is kept for the reference either
+        layout  what the subclass takes besides the model, the tokenizer and the reference
+
+        Raises UserError for a folder that is no such checkpoint, or whose tokenizer has other ids.
+        """
+        tokenizer = load_tokenizer(checkpoint)
+        check_tokenizer(tokenizer, checkpoint, cls.named_tokens(tokenizer), cls.reserved, cls.lengths)
+        rows = cls.image_offset + cls.codebook_size
+        check_config(read_config(checkpoint), checkpoint, cls.mask_id, rows, cls.codes_are_last)
+        model, reference = load_llada(checkpoint, dtype).to(device), None
+        model.activation_checkpointing = activation_checkpointing
+        if lora is not None:
+            model = with_adapters(model, lora, seed)
+        elif not frozen:
+            reference = frozen_copy(model)
+        return cls(model, tokenizer, reference, **layout)
+
+    @classmethod
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """Tokens that the tokenizer must have, and where; see `check_tokenizer`."""
+        raise NotImplementedError
 
     def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
         """Places for the rotary embedding, of sequences whose first `cut` pads were left away."""
@@ -97,26 +147,15 @@ class LladaBackbone(Policy):
         ).logits
 
 
-def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary_rows: int) -> None:
-    """Refuse a config.json with another mask id, or with fewer vocabulary rows than the image codes need."""
+def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary_rows: int, exactly: bool) -> None:
+    """Refuse a config.json with another mask id, or with other vocabulary rows than the image codes need."""
     wrong = []
     if (mask := getattr(config, "mask_token_id", None)) not in (None, mask_id):
         wrong.append(f"mask_token_id is {mask}, the layout has {mask_id}")
-    if config.vocabulary_rows < vocabulary_rows:
+    if config.vocabulary_rows < vocabulary_rows or (exactly and config.vocabulary_rows != vocabulary_rows):
         wrong.append(f"{config.vocabulary_rows} vocabulary rows, but the image codes need {vocabulary_rows}")
     if wrong:
         raise UserError("\n".join(f"{checkpoint}/config.json: {line}" for line in wrong))
-
-
-def load_policy(
-    checkpoint: Path, lora: dict | None, dtype: torch.dtype, activation_checkpointing: bool, device, seed: int
-) -> tuple[nn.Module, LladaModel | None]:
-    """The model to train, wrapped in fresh adapters if `lora` says so, and else the frozen copy for its reference."""
-    model = load_llada(checkpoint, dtype).to(device)
-    model.activation_checkpointing = activation_checkpointing
-    if lora is not None:
-        return with_adapters(model, lora, seed), None
-    return model, frozen_copy(model)
 
 
 def chunks(codes_BN: Tensor) -> Iterator[Tensor]:

@@ -46,6 +46,7 @@ class MicroBackbone(Policy):
     """See `Backbone`."""
 
     num_image_tokens = world.NUM_IMAGE_TOKENS
+    grid = (world.GRID, world.GRID)
 
     def __init__(self, model: nn.Module, reference: nn.Module | None = None):
         """`model` a MicroModel, or a PEFT model around one; `reference` a frozen copy, None to switch adapters off."""

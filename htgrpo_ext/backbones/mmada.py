@@ -15,15 +15,15 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from htgrpo_ext.backbones.layout import ImageBlock, LladaBackbone, check_config, chunks, left_padded, load_policy
-from htgrpo_ext.backbones.llada import read_config
-from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
+from htgrpo_ext.backbones.layout import ImageBlock, LladaBackbone, chunks, left_padded
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 
@@ -32,10 +32,9 @@ IMAGE_START, IMAGE_END = 126084, 126085  # <|soi|>, <|eoi|>
 TEXT_TO_IMAGE, PAD = 126088, 126093  # <|t2i|>, [iPAD]
 MASK_ID = 126336
 IMAGE_OFFSET = 126349  # id of code 0: the length of the tokenizer, not llm_vocab_size (126464)
+GRID = (32, 32)
 NUM_IMAGE_TOKENS = 1024
 
-RESERVED = {"<|soi|>": IMAGE_START, "<|eoi|>": IMAGE_END, "<|t2i|>": TEXT_TO_IMAGE, "[iPAD]": PAD}
-NAMED = {"<|mdm_mask|>": MASK_ID}
 UPSTREAM = Path(__file__).parents[2] / "upstream"
 
 
@@ -49,11 +48,15 @@ class MMaDABackbone(LladaBackbone):
     """See `Backbone`."""
 
     mask_id = MASK_ID
+    reserved = {"<|soi|>": IMAGE_START, "<|eoi|>": IMAGE_END, "<|t2i|>": TEXT_TO_IMAGE, "[iPAD]": PAD}
+    image_offset = IMAGE_OFFSET
+    lengths = (IMAGE_OFFSET,)
+    grid = GRID
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         reference: nn.Module | None = None,
         prompt_length: int = 257,
         masks_padding: bool = True,
@@ -64,30 +67,10 @@ class MMaDABackbone(LladaBackbone):
         self.vq_checkpoint = vq_checkpoint
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: Path,
-        lora: dict | None = None,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-        *,
-        dtype: torch.dtype = torch.float32,
-        activation_checkpointing: bool = False,
-        **layout,
-    ) -> "MMaDABackbone":
-        """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
-
-        seed    of the adapters' first weights
-        layout  prompt_length, masks_padding, vq_checkpoint
-
-        Raises UserError for a folder that is no such checkpoint, or whose tokenizer has other ids.
-        """
-        tokenizer = load_tokenizer(checkpoint)
-        named = {tokenizer.bos_token or "bos_token": BOS, tokenizer.eos_token or "eos_token": EOS, **NAMED}
-        check_tokenizer(tokenizer, checkpoint, named, RESERVED, IMAGE_OFFSET)
-        check_config(read_config(checkpoint), checkpoint, MASK_ID, IMAGE_OFFSET + cls.codebook_size)
-        model, reference = load_policy(checkpoint, lora, dtype, activation_checkpointing, device, seed)
-        return cls(model, tokenizer, reference, **layout)
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """The mask, and whatever the tokenizer begins and ends texts with."""
+        named = {"<|mdm_mask|>": MASK_ID}
+        return named | {tokenizer.bos_token or "bos_token": BOS, tokenizer.eos_token or "eos_token": EOS}
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         """Rows of `prompt_length` ids; a longer text is cut, and ends in eos all the same, as MMaDA does it."""
@@ -110,15 +93,18 @@ class MMaDABackbone(LladaBackbone):
         return torch.arange(cut, cut + attention_US.shape[1], device=attention_US.device)
 
     @cached_property
-    def _decoder(self) -> nn.Module:
+    def decoder(self) -> nn.Module:
+        """MAGVITv2, loaded when it is first asked for. Raises UserError when upstream or the weights are missing."""
         if self.vq_checkpoint is None or not self.vq_checkpoint.is_dir():
             raise UserError(f"{self.vq_checkpoint}: no MAGVITv2 checkpoint there (model.vq_checkpoint)")
-        return magvit_class().from_pretrained(self.vq_checkpoint).to(self.device).eval().requires_grad_(False)
+        with redirect_stdout(sys.stderr):  # the class prints its sizes, and stdout is for results
+            model = magvit_class().from_pretrained(self.vq_checkpoint)
+        return model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:
         """MAGVITv2's output, which is meant for [-1, 1] and goes beyond it: clamped."""
-        return torch.cat([self._decoder.decode_code(codes.to(self.device)) for codes in chunks(codes_BN)]).clamp(-1, 1)
+        return torch.cat([self.decoder.decode_code(codes.to(self.device)) for codes in chunks(codes_BN)]).clamp(-1, 1)
 
 
 def magvit_class() -> type[nn.Module]:

@@ -92,20 +92,32 @@ def emerge(logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int,
     return _sample(shape, steps, device, decide)
 
 
-@torch.no_grad()
-def maskgit(
-    logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
-) -> Rollout:
-    """MaskGIT's sampler as MMaDA runs it: the most confident tokens are kept at each step.
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform noise in [0, 1), float32.
 
-    Every masked token is drawn; confidence is its log-probability plus temperature x Gumbel noise; floor(N k_s)
-    tokens (at least 1, at most one fewer than now) stay masked. The temperature anneals as MMaDA's does: it is
-    multiplied by (1 - (step + 1)/T) at every step, so that the factors compound.
+    Never in bfloat16: its numbers below 1 end at 0.996, so that noise ends at 5.5 and unlikely tokens never win.
     """
-    num_tokens = shape[1]
-    temperatures = [temperature]
-    for step in range(steps):
-        temperatures.append(temperatures[-1] * (1 - (step + 1) / steps))
+    return -(-(uniform + TINY).log() + TINY).log()
+
+
+def _most_confident(confidence_M: Tensor, masked_BN: Tensor, stay_B: Tensor) -> Tensor:
+    """Of each row's masked tokens, all but the `stay_B` least confident. bool [M]"""
+    confidence_BN = torch.full(masked_BN.shape, torch.inf, device=masked_BN.device)
+    confidence_BN = confidence_BN.masked_scatter(masked_BN, confidence_M)
+    order_BN = confidence_BN.argsort(dim=-1, stable=True).argsort(-1)
+    return (order_BN >= stay_B[:, None])[masked_BN]
+
+
+def _by_confidence(
+    logits: Logits, uniform: Uniform, shape: tuple[int, int], temperatures: list[float], last_waits: bool, device
+) -> Rollout:
+    """MaskGIT's loop: draw every masked token, keep the most confident, leave the others masked.
+
+    Confidence is the token's log-probability plus temperatures[step] x Gumbel noise. floor(N k_s) tokens stay masked,
+    at least 1 and at most one fewer than now, and none after the last step. Of a single token the two bounds disagree:
+    with `last_waits` it stays masked until the last step.
+    """
+    steps = len(temperatures)
 
     def decide(step: int, codes_BN: Tensor):
         token_noise_BN, rank_noise_BN = uniform(step).to(device).unbind(1)
@@ -113,17 +125,40 @@ def maskgit(
         code_M, prob_M, entropy_M = _draw(logits, codes_BN, token_noise_BN)
         if step == steps - 1:
             return torch.ones_like(code_M, dtype=torch.bool), code_M, entropy_M
-        gumbel_M = -(-(rank_noise_BN[masked_BN] + TINY).log() + TINY).log()
-        confidence_M = prob_M.clamp(min=TINY).log() + temperatures[step + 1] * gumbel_M
-        confidence_BN = torch.full(shape, torch.inf, device=device).masked_scatter(masked_BN, confidence_M)
-        masked_count_B = masked_BN.sum(-1)
-        stay_B = torch.full_like(masked_count_B, int(num_tokens * cosine_masked_share((step + 1) / steps)))
-        stay_B = stay_B.clamp(min=1).minimum(masked_count_B - 1)
-        # The stay_B least confident of each row: rank of every token among its row's confidences.
-        order_BN = confidence_BN.argsort(dim=-1, stable=True).argsort(-1)
-        return (order_BN >= stay_B[:, None])[masked_BN], code_M, entropy_M
+        confidence_M = prob_M.clamp(min=TINY).log() + temperatures[step] * gumbel(rank_noise_BN[masked_BN])
+        fewer_B = masked_BN.sum(-1) - 1
+        stay_B = torch.full_like(fewer_B, int(shape[1] * cosine_masked_share((step + 1) / steps)))
+        stay_B = stay_B.minimum(fewer_B).clamp(min=1) if last_waits else stay_B.clamp(min=1).minimum(fewer_B)
+        return _most_confident(confidence_M, masked_BN, stay_B), code_M, entropy_M
 
     return _sample(shape, steps, device, decide)
 
 
-SAMPLERS = {"emerge": emerge, "maskgit": maskgit}
+@torch.no_grad()
+def maskgit(
+    logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
+) -> Rollout:
+    """MaskGIT's sampler as MMaDA runs it: the most confident tokens are kept at each step.
+
+    The temperature of the confidence noise anneals as MMaDA's does: it is multiplied by (1 - (step + 1)/T) at every
+    step, so that the factors compound.
+    """
+    temperatures = [temperature]
+    for step in range(steps):
+        temperatures.append(temperatures[-1] * (1 - (step + 1) / steps))
+    return _by_confidence(logits, uniform, shape, temperatures[1:], last_waits=True, device=device)
+
+
+@torch.no_grad()
+def maskgit_constant(
+    logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
+) -> Rollout:
+    """MaskGIT's sampler as Lumina-DiMOO runs it: confidence noise of one temperature at every step.
+
+    Lumina-DiMOO divides the logits by that temperature as well; here tokens are drawn at 1 whatever it is, from the
+    law whose log-probabilities are trained. At its default, 1, there is no difference.
+    """
+    return _by_confidence(logits, uniform, shape, [temperature] * steps, last_waits=False, device=device)
+
+
+SAMPLERS = {"emerge": emerge, "maskgit": maskgit, "maskgit-constant": maskgit_constant}

@@ -23,7 +23,7 @@ def generate(
         settings.guidance,
     )
     tokens = backbone.num_image_tokens
-    options = {"temperature": settings.temperature} if settings.sampler == "maskgit" else {}
+    options = {} if settings.sampler == "emerge" else {"temperature": settings.temperature}
     return SAMPLERS[settings.sampler](
         logits,
         lambda step: draws.uniform("rollout", step, shape=(2, tokens)),
