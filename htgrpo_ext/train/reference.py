@@ -25,16 +25,16 @@ from torch import Tensor
 from htgrpo_ext.backbones.micro import MicroBackbone
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.objective import Objective, group_advantage, policy_objective
-from htgrpo_ext.core.randomness import Draws, derived_generator
+from htgrpo_ext.core.objective import Objective, policy_objective
+from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Update
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.eval.evaluate import evaluate
 from htgrpo_ext.eval.report import write_report
 from htgrpo_ext.eval.summary import write_summary
-from htgrpo_ext.micro import world
-from htgrpo_ext.rewards.micro import score
+from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.rewards.mix import Judged, Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from htgrpo_ext.train.log import MetricsLog, flatten
@@ -42,7 +42,11 @@ from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.rollout import generate, mean_entropy
 from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
 
-MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"}  # between a run and its continuation
+# Between a run and its continuation. Of rewards: where they run and how patiently they are asked, not what they are.
+MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"} | {
+    f"reward.{key}" for key in ("on_failure", "max_failed_share", "retries", "deadline", "overlap")
+}
+TERM_MAY_CHANGE = {"url", "protocol", "batch_size", "timeout"}
 
 
 @dataclass
@@ -56,7 +60,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     log: MetricsLog
     progress: TrainingProgress
-    pool: dict[str, list[world.Prompt]]  # RL prompts by task
+    prompts: PromptSources
+    rewards: Rewards
     seconds: dict[str, float] = field(default_factory=dict)  # of this cycle, by part
 
     @contextmanager
@@ -75,24 +80,26 @@ def train_cycle(run: Run, cycle: int) -> None:
 
     # Roll out: this process's share of the cycle's prompts, G images each.
     share = process_share(run.accelerator, settings.rollout.prompts_per_cycle)
-    prompts = [p for p in cycle_prompts(run.pool, settings, cycle)[share.start : share.stop] for _ in range(G)]
+    prompts = [p for p in run.prompts.cycle(cycle)[share.start : share.stop] for _ in range(G)]
     rows = run.backbone.encode_prompts([p["prompt"] for p in prompts])
     draws = Draws(settings.seed, cycle, share, G)
     with run.timed("rollout"):
         rollout = generate(run.backbone, run.forward, rows, draws, settings.rollout)
     with run.timed("reward"):
-        rewards = score(prompts, rollout.codes_BN, [reward.name for reward in settings.rewards])
-        reward_B = sum(reward.weight * rewards[reward.name] for reward in settings.rewards)
-        advantage_B, flat_P = group_advantage(reward_B.to(rows.ids_BL.device), G)
+        pending = run.rewards.begin(prompts, rollout.codes_BN, lambda: run.backbone.decode(rollout.codes_BN))
 
     # Plan the K updates (what is visible, what is a target, what it weighs), and score under the old and the
-    # reference policy, micro-batch by micro-batch.
+    # reference policy, micro-batch by micro-batch, while reward servers are at work.
     batch, updates = plan_updates(settings, rollout, rows, draws)
     with run.timed("score"):
         scored = score_micro_batches(settings, run.backbone, run.forward, rows, rollout.codes_BN, updates)
 
+    # Compare within groups. A group that a reward failed to score has no part in what follows.
+    with run.timed("reward"):
+        judged = run.rewards.finish(pending)
+
     # Update K times. All micro-batches of an optimizer step train the same update (but for MaskGRPO as published).
-    for k in range(K):
+    for k in range(K if judged.any_kept else 0):
         run.progress.update(k, updates[k].stage)
         with run.timed("update"):
             results = []
@@ -103,35 +110,28 @@ def train_cycle(run: Run, cycle: int) -> None:
                     new_BN,
                     scores.old[index],
                     scores.reference[index] if scores.reference else None,
-                    advantage_B[part],
+                    judged.advantage_B[part],
                     update.weight_BN,
                     update.target_BN,
                     loop.clip_epsilon,
                     loop.kl_coefficient,
                     method.average,
+                    judged.kept_B[part],
                 )
                 run.accelerator.backward(result.loss / A)
                 results.append(result)
             step = cycle * K + k
             norm = optimizer_step(run, step)
         log_update(run, cycle, k, step, updates[k], results, norm)
-    log_cycle(run, cycle, rewards, reward_B, flat_P, mean_entropy(rollout, batch))
+    log_cycle(run, cycle, judged, mean_entropy(rollout, batch))
     if cycle == loop.cycles - 1 and run.accelerator.is_main_process:
-        save_shown_rollout(settings.folder, prompts[0], reward_B[0].item(), rollout, batch.rank_BN, updates)
+        save_shown_rollout(settings.folder, prompts[0], judged.reward_B[0].item(), rollout, batch.rank_BN, updates)
 
 
 def process_share(accelerator: Accelerator, count: int) -> range:
     """The global indices of this process's prompts."""
     each = count // accelerator.num_processes
     return range(accelerator.process_index * each, (accelerator.process_index + 1) * each)
-
-
-def cycle_prompts(pool: dict[str, list[world.Prompt]], settings: RunSettings, cycle: int) -> list[world.Prompt]:
-    """The P prompts of a cycle: tasks in turn, prompts at random."""
-    count, tasks = settings.rollout.prompts_per_cycle, list(pool)
-    noise = torch.rand(count, generator=derived_generator(settings.seed, "prompts", cycle)).tolist()
-    chosen = [pool[tasks[(cycle * count + i) % len(tasks)]] for i in range(count)]
-    return [prompts[int(u * len(prompts))] for prompts, u in zip(chosen, noise, strict=True)]
 
 
 def optimizer_step(run: Run, step: int) -> float:
@@ -167,17 +167,10 @@ def log_update(
     run.log.write(record, step + 1)
 
 
-def log_cycle(
-    run: Run, cycle: int, rewards: dict[str, Tensor], reward_B: Tensor, flat_P: Tensor, entropies: tuple[float, float]
-) -> None:
+def log_cycle(run: Run, cycle: int, judged: Judged, entropies: tuple[float, float]) -> None:
     """One line of metrics about the rollout batch, over all processes."""
-    gather, device = run.accelerator.gather, flat_P.device
-    record: dict = {"kind": "cycle", "cycle": cycle}
-    for name, values in {"reward": reward_B, **rewards}.items():
-        everyone = gather(values.to(device))
-        record |= {f"{name}_mean": everyone.mean().item(), f"{name}_std": everyone.std().item()}
-    flat = gather(flat_P)
-    record |= {"zero_std_groups": int(flat.sum()), "groups": len(flat)}
+    gather, device = run.accelerator.gather, judged.reward_B.device
+    record: dict = {"kind": "cycle", "cycle": cycle, **judged.metrics}
     structure, refinement = gather(torch.tensor([entropies], device=device)).mean(0).tolist()
     record |= {"entropy_structure": structure, "entropy_refinement": refinement}
     kinds = ("rollout", "old", "reference", "new")
@@ -188,7 +181,7 @@ def log_cycle(
 
 
 def save_shown_rollout(
-    folder: Path, prompt: world.Prompt, reward: float, rollout: Rollout, rank_BN: Tensor, updates: Sequence[Update]
+    folder: Path, prompt: dict, reward: float, rollout: Rollout, rank_BN: Tensor, updates: Sequence[Update]
 ) -> None:
     """Keep the first rollout with its ranks and support sets, for the report."""
     np.savez_compressed(
@@ -202,10 +195,13 @@ def save_shown_rollout(
 
 
 def prepare(settings: RunSettings) -> Run:
-    """Check the batch against the number of processes, then load the model."""
+    """Check the batch against the number of processes, prompts and reward servers, then load the model."""
     accelerator = Accelerator()
     if problems := settings.problems(accelerator.num_processes):
         raise UserError("\n".join(problems))
+    prompts = PromptSources(settings)
+    rewards = Rewards(settings.reward, accelerator, settings.rollout.rollouts_per_prompt)
+    rewards.check()
     model, loop = settings.model, settings.loop
     lora = None
     if model.tuning == "lora":
@@ -221,18 +217,16 @@ def prepare(settings: RunSettings) -> Run:
     optimizer = torch.optim.AdamW(trained, lr=loop.learning_rate, betas=loop.adam_betas, weight_decay=loop.weight_decay)
     wrapped, optimizer = accelerator.prepare(backbone.model, optimizer)
     backbone.route_through(wrapped)
-    pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-    for prompt in world.split_prompts(settings.eval.prompts_per_task)[0]:
-        pool[prompt["tag"]].append(prompt)
     log = MetricsLog(settings, enabled=accelerator.is_main_process)
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
     progress = TrainingProgress(settings, enabled=accelerator.is_main_process)
-    return Run(settings, accelerator, backbone, forward, optimizer, log, progress, pool)
+    return Run(settings, accelerator, backbone, forward, optimizer, log, progress, prompts, rewards)
 
 
 def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
     """UserError if a run would be continued with settings that make it another one; more cycles are fine."""
-    now, then = (flatten(s.model_dump(mode="json"), ".") for s in (settings, saved))
+    unlike = {"reward": {"terms": {"__all__": TERM_MAY_CHANGE}}}
+    now, then = (flatten(s.model_dump(mode="json", exclude=unlike), ".") for s in (settings, saved))
     changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
     changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
     if changed:
