@@ -26,7 +26,7 @@ from htgrpo_ext.micro.world import NUM_IMAGE_TOKENS
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
-IN_PROCESS = ("clip", "partial", "verdict")  # rewards that need no server
+IN_PROCESS = ("partial", "verdict")  # rewards that need no server
 
 
 class Section(BaseModel):
@@ -84,13 +84,6 @@ class PromptSource(Section):
         return self
 
 
-class ClipSettings(Section):
-    architecture: str = "ViT-L-14"
-    weights: str = "openai"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str | None = None
-
-
 class RewardTerm(Section):
     name: str
     weight: PositiveFloat
@@ -99,7 +92,6 @@ class RewardTerm(Section):
     protocol: Literal["json", "reward-server-pickle"] = "json"
     batch_size: PositiveInt = 16
     timeout: PositiveFloat = 60.0
-    clip: ClipSettings = ClipSettings()
 
     @field_validator("name")
     @classmethod

@@ -143,21 +143,21 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_pat
         ("method=htgrpo", "method must be a section of settings (got 'htgrpo')"),
         (
             "reward.terms=[{name: hpsv3, weight: 1}]",
-            "reward.terms.0: reward `hpsv3` needs the url of a server (in process: clip, partial, verdict)",
+            "reward.terms.0: reward `hpsv3` needs the url of a server (in process: partial, verdict)",
         ),
         (
             "reward.terms=[{name: clip, weight: 1, url: '127.0.0.1:80'}]",
             "reward.terms.0: url must begin with http:// or https:// (got '127.0.0.1:80')",
         ),
         (
-            "reward.terms=[{name: clip, weight: 1, protocol: reward-server-pickle}]",
+            "reward.terms=[{name: verdict, weight: 1, protocol: reward-server-pickle}]",
             "reward.terms.0: protocol reward-server-pickle needs the url of a server",
         ),
         ("reward.terms=[{name: clip, weigth: 1, weight: 1}]", "unknown key `weigth` (did you mean `weight`?)"),
         ("reward.terms=[]", "reward.terms: no reward is given"),
         (
-            "reward.terms=[{name: clip, weight: 1}, {name: clip, weight: 2}]",
-            "reward.terms: reward `clip` is given twice",
+            "reward.terms=[{name: partial, weight: 1}, {name: partial, weight: 2}]",
+            "reward.terms: reward `partial` is given twice",
         ),
         ("reward.mixing=max", "reward.mixing must be 'sum' or 'normalise-then-sum' (got 'max')"),
         ("prompts=[]", "prompts: no source of prompts is given"),

@@ -160,7 +160,7 @@ def test_a_server_that_is_down_or_another_is_said_before_anything_starts():
     for protocol in ("json", "reward-server-pickle"):
         with pytest.raises(UserError) as caught:
             rewards(url, protocol=protocol).check()
-        line = f"reward stub: no server answers at {url} (htgrpo serve-reward starts one)"
+        line = f"reward stub: no server answers at {url}"
         assert str(caught.value) == line
     with server() as (url, _):
         rewards(url).check()

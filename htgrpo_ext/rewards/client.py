@@ -123,11 +123,11 @@ class RewardClient:
                 response = await self._http.get(f"{self.term.url.rstrip('/')}/health")
                 served = response.json()["rewards"] if response.status_code == 200 else None
         except (TimeoutError, OSError, httpx.HTTPError):
-            return f"reward {self.term.name}: no server answers at {self.term.url} (htgrpo serve-reward starts one)"
+            return f"reward {self.term.name}: no server answers at {self.term.url}"
         except (ValueError, KeyError, TypeError):
             served = None
         if served is None:
-            return f"reward {self.term.name}: what answers at {self.term.url} is no reward server of ours"
+            return f"reward {self.term.name}: what answers at {self.term.url} does not speak this protocol"
         if self.term.name not in served:
             return f"reward {self.term.name}: the server at {self.term.url} has {', '.join(map(str, served))}"
         return None

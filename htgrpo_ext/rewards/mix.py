@@ -28,8 +28,8 @@ from htgrpo_ext.core.objective import mixed_advantage
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.pixels import encode_png, to_levels
 from htgrpo_ext.rewards.client import RewardClient, RewardFailure
-from htgrpo_ext.rewards.micro import MICRO_REWARDS, score_codes
-from htgrpo_ext.settings import RewardSettings, RewardTerm
+from htgrpo_ext.rewards.micro import score_codes
+from htgrpo_ext.settings import RewardSettings
 
 WINDOW = 50  # rollout batches that `max_failed_share` is a share of
 GRACE = 5.0  # seconds after the deadline in which the servers' thread must have noticed it
@@ -77,11 +77,6 @@ class Rewards:
         self.settings, self.accelerator, self.rollouts_per_prompt = settings, accelerator, rollouts_per_prompt
         self._failed: deque[bool] = deque(maxlen=WINDOW)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._scorers = {
-            term.name: make_scorer(term, accelerator.device)
-            for term in settings.terms
-            if term.url is None and term.name not in MICRO_REWARDS
-        }
         served = [term for term in settings.terms if term.url is not None]
         self._clients = {term.name: RewardClient(term, settings.retries, sleep) for term in served}
         if served:
@@ -104,21 +99,16 @@ class Rewards:
         """
         latest = time.monotonic() + self.settings.deadline
         pending = Pending({}, {}, len(prompts), latest)
-        looked_at = self._clients or self._scorers
-        pixels = images() if looked_at else None
         if self._clients:
-            levels = to_levels(pixels)
+            levels = to_levels(images())
             for name, client in self._clients.items():
                 pending.asked[name] = self._run(self._ask(client, prompts, levels, latest))
         for term in self.settings.terms:
             if term.name in self._clients:
                 continue
             try:
-                if term.name in self._scorers:
-                    scores = self._scorers[term.name](prompts, pixels)
-                else:
-                    scores = score_codes(prompts, codes_BN, [term.name])[term.name].tolist()
-                pending.known[term.name] = (_finite(term.name, scores), [])
+                scores = score_codes(prompts, codes_BN, [term.name])[term.name].tolist()
+                pending.known[term.name] = (scores, [])
             except Exception as error:  # as for a server: the others must not be left waiting at the gather
                 why = f"reward {term.name}: {type(error).__name__}: {error}"
                 pending.known[term.name] = ([None] * len(prompts), [why])
@@ -207,27 +197,6 @@ class Rewards:
                 f"than {share:g} of {WINDOW} (reward.max_failed_share); the last: {_first(reasons)}. "
                 "--resume goes on from the last checkpoint"
             )
-
-
-def make_scorer(term: RewardTerm, device: torch.device) -> Callable[[Sequence[dict], Tensor], list[float]]:
-    """A reward that looks at images in this process; `clip` is the one there is."""
-    from htgrpo_ext.rewards.clip import ClipReward
-
-    clip = ClipReward(term.clip.architecture, term.clip.weights, term.clip.dtype, term.clip.device or device)
-
-    def score(prompts: Sequence[dict], pixels: Tensor) -> list[float]:
-        starts = range(0, len(prompts), term.batch_size)
-        parts = [slice(start, start + term.batch_size) for start in starts]
-        return [s for part in parts for s in clip.score(prompts[part], pixels[part])["clip"]]
-
-    return score
-
-
-def _finite(name: str, scores: Sequence[float]) -> list[float]:
-    bad = [i for i, score in enumerate(scores) if not torch.tensor(score).isfinite()]
-    if bad:
-        raise ValueError(f"score {bad[0]} is {scores[bad[0]]}, no finite number")
-    return list(scores)
 
 
 def _mean(value_W: Tensor) -> float | None:
