@@ -3,10 +3,21 @@
 Everything is checked before anything is loaded; `problems` finds all that no single field can know.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from htgrpo_ext.core.sampler import SAMPLERS
 from htgrpo_ext.methods import METHODS
@@ -18,6 +29,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
+IN_PROCESS = ("partial", "verdict")  # rewards that need no server
 
 
 class Section(BaseModel):
@@ -118,9 +130,64 @@ class LoopSettings(Section):
     save_steps: PositiveInt
 
 
-class RewardSettings(Section):
-    name: Literal["verdict", "partial"]
+class PromptSource(Section):
+    format: Literal["micro", "geneval", "text", "dataset"]
+    path: Path | None = None
+    column: str = "prompt"
+    weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _has_what_it_reads(self) -> "PromptSource":
+        if (self.path is None) != (self.format == "micro"):
+            raise ValueError(f"format {self.format} takes {'no' if self.format == 'micro' else 'a'} path")
+        return self
+
+
+class RewardTerm(Section):
+    name: str
     weight: PositiveFloat
+    scale: PositiveFloat = 1.0
+    url: str | None = None
+    protocol: Literal["json", "reward-server-pickle"] = "json"
+    batch_size: PositiveInt = 16
+    timeout: PositiveFloat = 60.0
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name == "reward":
+            raise ValueError(f"`{name}` cannot be a reward's name (small letters, digits, - and _; not `reward`)")
+        return name
+
+    @model_validator(mode="after")
+    def _runs_somewhere(self) -> "RewardTerm":
+        if self.url is None and self.name not in IN_PROCESS:
+            raise ValueError(f"reward `{self.name}` needs the url of a server (in process: {', '.join(IN_PROCESS)})")
+        if self.url is not None and not re.match(r"https?://[^/]", self.url):
+            raise ValueError(f"url must begin with http:// or https:// (got {self.url!r})")
+        if self.url is None and self.protocol != "json":
+            raise ValueError(f"protocol {self.protocol} needs the url of a server")
+        return self
+
+
+class RewardSettings(Section):
+    mixing: Literal["sum", "normalise-then-sum"]
+    on_failure: Literal["drop-group", "stop"]
+    max_failed_share: Share
+    retries: NonNegativeInt
+    deadline: PositiveFloat
+    overlap: bool
+    terms: list[RewardTerm]
+
+    @field_validator("terms")
+    @classmethod
+    def _names_differ(cls, terms: list[RewardTerm]) -> list[RewardTerm]:
+        if not terms:
+            raise ValueError("no reward is given")
+        names = [term.name for term in terms]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"reward `{twice[0]}` is given twice")
+        return terms
 
 
 class EvalSettings(Section):
@@ -148,9 +215,17 @@ class RunSettings(Section):
     method: AnyMethod
     rollout: RolloutSettings
     loop: LoopSettings
-    rewards: list[RewardSettings]
+    prompts: list[PromptSource]
+    reward: RewardSettings
     eval: EvalSettings
     log: LogSettings
+
+    @field_validator("prompts")
+    @classmethod
+    def _some_prompts(cls, prompts: list[PromptSource]) -> list[PromptSource]:
+        if not prompts:
+            raise ValueError("no source of prompts is given")
+        return prompts
 
     @property
     def run_name(self) -> str:
@@ -170,6 +245,4 @@ class RunSettings(Section):
                 "micro-batches (rollout.prompts_per_cycle, loop.micro_batches)"
             )
         found += self.model.problems()
-        if not self.rewards:
-            found.append("no reward is given (rewards)")
         return found

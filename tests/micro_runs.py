@@ -35,7 +35,7 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 
 def even_codes(prompts, codes_BN, names):
-    """A reward that a random model's images differ in: the share of even codes. Stands in for `rewards.micro.score`."""
+    """A reward that a random model's images differ in, the share of even codes; for `rewards.micro.score_codes`."""
     return {name: (codes_BN % 2 == 0).float().mean(-1) for name in names}
 
 

@@ -8,7 +8,8 @@ import sys
 import upstream_stub
 
 from htgrpo_ext.cli import main
-from htgrpo_ext.train import run, trainer, upstream
+from htgrpo_ext.rewards import mix
+from htgrpo_ext.train import run, upstream
 
 out, *arguments = sys.argv[1:]
 upstream.require_upstream()
@@ -16,7 +17,7 @@ from grpo.mask_grpo_trainer import MaskGRPOTrainer  # noqa: E402
 
 seen = upstream_stub.watch(MaskGRPOTrainer)
 upstream.magvit_class = lambda: upstream_stub.StubDecoder
-trainer.score = lambda tasks, pixels, names: {name: upstream_stub.brightness(pixels) for name in names}
+mix.score_codes = lambda tasks, pixels, names: {name: upstream_stub.brightness(pixels) for name in names}
 to_report = upstream.train_to_report
 
 

@@ -8,8 +8,8 @@ import sys
 import micro_runs
 
 from htgrpo_ext.cli import main
-from htgrpo_ext.train import reference, trainer
+from htgrpo_ext.rewards import mix
 
-reference.score = trainer.score = micro_runs.even_codes
+mix.score_codes = micro_runs.even_codes
 sys.argv = ["htgrpo", "train", *sys.argv[1:]]
 main()

@@ -49,11 +49,13 @@ def test_there_is_a_file_for_every_method():
 
 
 def test_later_files_win_and_mappings_merge_while_lists_are_replaced(tmp_path):
-    first = written(tmp_path, "loop: {cycles: 5, save_steps: 3}\nrewards: [{name: verdict, weight: 1}]", "a.yaml")
+    first = written(
+        tmp_path, "loop: {cycles: 5, save_steps: 3}\nreward: {terms: [{name: verdict, weight: 1}]}", "a.yaml"
+    )
     second = written(tmp_path, "loop: {cycles: 6}", "b.yaml")
     settings = load_settings([MODEL, HTGRPO, first, second])
     assert (settings.loop.cycles, settings.loop.save_steps, settings.loop.micro_batches) == (6, 3, 2)
-    assert [(r.name, r.weight) for r in settings.rewards] == [("verdict", 1.0)]
+    assert [(r.name, r.weight) for r in settings.reward.terms] == [("verdict", 1.0)]
 
 
 def test_overrides_come_after_the_files_and_are_yaml(tmp_path):
@@ -139,7 +141,28 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_pat
         ("loop.cycles=1.5", "loop.cycles must be a valid integer, got a number with a fractional part (got 1.5)"),
         ("loop=3", "loop must be a section of settings (got 3)"),
         ("method=htgrpo", "method must be a section of settings (got 'htgrpo')"),
-        ("rewards=[{name: clip, weight: 1}]", "rewards.0.name must be 'verdict' or 'partial' (got 'clip')"),
+        (
+            "reward.terms=[{name: hpsv3, weight: 1}]",
+            "reward.terms.0: reward `hpsv3` needs the url of a server (in process: partial, verdict)",
+        ),
+        (
+            "reward.terms=[{name: clip, weight: 1, url: '127.0.0.1:80'}]",
+            "reward.terms.0: url must begin with http:// or https:// (got '127.0.0.1:80')",
+        ),
+        (
+            "reward.terms=[{name: verdict, weight: 1, protocol: reward-server-pickle}]",
+            "reward.terms.0: protocol reward-server-pickle needs the url of a server",
+        ),
+        ("reward.terms=[{name: clip, weigth: 1, weight: 1}]", "unknown key `weigth` (did you mean `weight`?)"),
+        ("reward.terms=[]", "reward.terms: no reward is given"),
+        (
+            "reward.terms=[{name: partial, weight: 1}, {name: partial, weight: 2}]",
+            "reward.terms: reward `partial` is given twice",
+        ),
+        ("reward.mixing=max", "reward.mixing must be 'sum' or 'normalise-then-sum' (got 'max')"),
+        ("prompts=[]", "prompts: no source of prompts is given"),
+        ("prompts=[{format: text}]", "prompts.0: format text takes a path"),
+        ("prompts=[{format: micro, path: x}]", "prompts.0: format micro takes no path"),
         ("rollout.rollouts_per_prompt=1", "rollout.rollouts_per_prompt must be greater than or equal to 2 (got 1)"),
     ],
 )
@@ -185,7 +208,6 @@ def test_what_is_missing_is_said_with_the_files_that_lack_it(tmp_path):
             1,
             "tuning is lora, but there are no LoRA settings (model.tuning, model.lora)",
         ),
-        (["rewards=[]"], 1, "no reward is given (rewards)"),
     ],
 )
 def test_what_no_single_field_knows_is_one_line(overrides, processes, line):

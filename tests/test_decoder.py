@@ -5,7 +5,8 @@ import torch
 
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.micro import decoder, world
-from htgrpo_ext.micro.decoder import PATCH, decode_codes, to_image
+from htgrpo_ext.micro.decoder import PATCH, decode_codes
+from htgrpo_ext.pixels import to_image
 
 SCENE_LIGHTS = [(scene, light) for scene in world.SCENES for light in world.LIGHTS]
 PLAIN_ROWS = 2 * ["SKY_HIGH"] + 2 * ["SKY_LOW"] + ["GROUND_FAR"] + 3 * ["GROUND_NEAR"]

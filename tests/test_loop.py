@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def reward_with_spread(monkeypatch):
-    monkeypatch.setattr("htgrpo_ext.train.reference.score", even_codes)
+    monkeypatch.setattr("htgrpo_ext.rewards.mix.score_codes", even_codes)
 
 
 def updates_of(folder: Path) -> list[dict]:
@@ -115,9 +115,9 @@ def test_a_run_is_not_continued_as_another_but_may_go_on_for_longer(checkpoint, 
 def cli(arguments: list[str], launcher: tuple[str, ...] = (), kill_at_save: int | None = None) -> int:
     """Run `htgrpo train` in a process of its own; `kill_at_save` kills it -9 in the middle of that save."""
     program = (
-        "import htgrpo_ext.train.reference as reference, micro_runs\n"
+        "import htgrpo_ext.rewards.mix as mix, micro_runs\n"
         "from htgrpo_ext.cli import main\n"
-        "reference.score = micro_runs.even_codes\n"
+        "mix.score_codes = micro_runs.even_codes\n"
         "main()"
     )
     if kill_at_save is not None:

@@ -1,5 +1,6 @@
 """The objective all methods share."""
 
+import math
 from math import exp, log
 from statistics import mean, stdev
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htgrpo_ext.core.objective import group_advantage, k3_divergence, policy_objective
+from htgrpo_ext.core.objective import group_advantage, k3_divergence, mixed_advantage, policy_objective
 
 LN2 = log(2)
 
@@ -165,3 +166,73 @@ def test_k3_is_the_divergence_on_average():
     k3 = k3_divergence(torch.tensor(p).double().log(), torch.tensor(q).double().log()).tolist()
     divergence = sum(a * log(a / b) for a, b in zip(p, q, strict=True))
     assert sum(a * k for a, k in zip(p, k3, strict=True)) == pytest.approx(divergence, abs=1e-6)
+
+
+# --- several rewards, and rewards that failed -----------------------------------------------------------------
+
+
+def mixed(scores, weights, failed=(), G=2, mixing="sum"):
+    score_BR = torch.tensor(scores, dtype=torch.float32)
+    failed_B = torch.tensor([b in failed for b in range(len(scores))])
+    return mixed_advantage(score_BR, torch.tensor(weights), failed_B, G, mixing)
+
+
+def test_a_sum_is_what_the_weighted_sum_gives_alone():
+    found = mixed([[1.0, 4.0], [2.0, 2.0], [0.0, 5.0], [3.0, 1.0]], [1.0, 0.5])
+    assert found.reward_B.tolist() == [3.0, 3.0, 2.5, 3.5]
+    assert torch.equal(found.advantage_B, group_advantage(found.reward_B, 2)[0])
+    assert found.flat_P.tolist() == [True, False] and not found.failed_P.any()
+
+
+def test_normalised_rewards_count_alike_whatever_their_scale_and_keep_apart_what_a_sum_confuses():
+    """Group 1 differs in both rewards, group 2 in one: 2 against 1 standard scores, then unit spread over the batch.
+
+    With two rollouts a standard score is +-1/sqrt(2): sums +-2/sqrt(2) and +-1/sqrt(2), so the batch's sample
+    deviation is sqrt((2 + 2 + .5 + .5) / 3).
+    """
+    scores = [[0.0, 0.0], [1.0, 1000.0], [0.0, 7.0], [1.0, 7.0]]
+    found = mixed(scores, [1.0, 1.0], mixing="normalise-then-sum")
+    each = 1 / math.sqrt(2) / math.sqrt(5 / 3)
+    assert found.advantage_B.tolist() == pytest.approx([-2 * each, 2 * each, -each, each], rel=1e-3)
+    larger = mixed([[a * 50, b] for a, b in scores], [1.0, 1.0], mixing="normalise-then-sum")
+    assert larger.advantage_B.tolist() == pytest.approx(found.advantage_B.tolist(), rel=1e-3)
+    summed = mixed(scores, [1.0, 1.0]).advantage_B.abs()
+    assert summed.tolist() == pytest.approx([1 / math.sqrt(2)] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("mixing", ["sum", "normalise-then-sum"])
+def test_a_group_with_a_failed_rollout_has_no_advantage_and_leaves_the_others_theirs(mixing):
+    scores = [[1.0, 3.0], [math.nan, 5.0], [0.0, 5.0], [3.0, 1.0], [2.0, 0.0], [2.5, 7.0]]
+    found = mixed(scores, [1.0, 1.0], failed=[1], mixing=mixing)
+    alone = mixed(scores[2:], [1.0, 1.0], mixing=mixing)
+    assert found.advantage_B[:2].tolist() == [0.0, 0.0] and found.failed_P.tolist() == [True, False, False]
+    assert torch.equal(found.advantage_B[2:], alone.advantage_B)
+    nothing = mixed(scores[:2], [1.0, 1.0], failed=[0], mixing=mixing)
+    assert nothing.advantage_B.tolist() == [0.0, 0.0] and not nothing.flat_P.any()
+
+
+@pytest.mark.parametrize("average", ["rollout", "token"])
+def test_a_dropped_rollout_gives_no_gradient_and_the_kept_ones_theirs_as_they_were(average):
+    """Zero advantage and zero KL for the dropped row, in the whole batch's own average: that is J by hand."""
+    generator = torch.Generator().manual_seed(5)
+    new, old, reference = (torch.randn(3, 4, generator=generator) / 5 for _ in range(3))
+    target = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 0]]).bool()
+    advantage, weight = torch.tensor([0.7, 0.0, -1.2]), torch.rand(3, 4, generator=generator) + 0.5
+    kept = torch.tensor([True, False, True])
+
+    def loss(new_BN, kept_B, beta):
+        return policy_objective(new_BN, old, reference, advantage, weight, target, 0.2, beta, average, kept_B)
+
+    new.requires_grad_()
+    gradient = torch.autograd.grad(loss(new, kept, 0.3).loss, new)[0]
+    everything = torch.autograd.grad(loss(new, None, 0.3).loss, new)[0]
+    assert (gradient[1] == 0).all() and (everything[1] != 0).any()
+    torch.testing.assert_close(gradient[kept], everything[kept])
+    odd = torch.where(kept[:, None], new, 1e4)  # what a dropped row holds is not read
+    assert loss(odd, kept, 0.3).loss == loss(new, kept, 0.3).loss
+    alone = policy_objective(
+        new[kept], old[kept], reference[kept], advantage[kept], weight[kept], target[kept], 0.2, 0.3, average
+    )
+    for name in ("kl", "ratio_mean", "ratio_max", "clip_low", "clip_high"):
+        torch.testing.assert_close(getattr(loss(new, kept, 0.3), name), getattr(alone, name))
+    assert loss(new, torch.zeros(3, dtype=torch.bool), 0.3).loss == 0

@@ -28,8 +28,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def reward_with_spread(monkeypatch):
-    for module in (reference, trainer):
-        monkeypatch.setattr(module, "score", even_codes)
+    monkeypatch.setattr("htgrpo_ext.rewards.mix.score_codes", even_codes)
 
 
 def settings_of(method: str, checkpoint: Path, out: Path, *more: str):

@@ -11,7 +11,7 @@ from upstream_runs import UPSTREAM, needs_upstream, records, run_python
 
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.patches.series import Series
-from htgrpo_ext.train.run import cycle_prompts, prompt_pool
+from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.train.upstream import published_config, trainer_config
 
 pytestmark = needs_upstream
@@ -28,6 +28,8 @@ SETTINGS = [
     "loop.updates_per_rollout=4",
     "loop.learning_rate=1.0e-3",
     "log.tensorboard=false",
+    "prompts=[{format: micro}]",
+    "reward.terms=[{name: verdict, weight: 1.0}]",
 ]
 
 
@@ -49,8 +51,8 @@ def test_maskgrpo_is_bit_identical_to_the_pristine_commit(pristine, mmada_folder
     sets = [*SETTINGS, f"model.checkpoint={mmada_folder}", f"model.vq_checkpoint={mmada_folder}"]
     files = [CONFIGS / "model" / "mmada.yaml", CONFIGS / "method" / "maskgrpo.yaml"]
     settings = load_settings(files, [*sets, f"out={tmp_path / 'run'}"])
-    pool = prompt_pool(settings)
-    prompts = [prompt["prompt"] for cycle in range(2) for prompt in cycle_prompts(pool, settings, cycle)]
+    sources = PromptSources(settings)
+    prompts = [prompt["prompt"] for cycle in range(2) for prompt in sources.cycle(cycle)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     args = trainer_config(settings, 1) | published_config(settings)
     args |= {"output_dir": str(tmp_path / "pristine"), "save_strategy": "no"}

@@ -24,6 +24,46 @@ def group_advantage(reward_B: Tensor, rollouts_per_prompt: int) -> tuple[Tensor,
     return advantage_PG.flatten().float(), std_P1[:, 0] < ZERO_SPREAD
 
 
+class Advantages(NamedTuple):
+    advantage_B: Tensor  # float32, zero in a failed group
+    reward_B: Tensor  # float32, the weighted sum; zero in a failed group
+    flat_P: Tensor  # bool, scored groups without spread
+    failed_P: Tensor  # bool, groups of which some rollout has no score
+
+
+def mixed_advantage(
+    score_BR: Tensor,
+    weight_R: Tensor,
+    failed_B: Tensor,
+    rollouts_per_prompt: int,
+    mixing: Literal["sum", "normalise-then-sum"],
+) -> Advantages:
+    """Several rewards to one advantage, of a whole rollout batch: the rollouts of all processes.
+
+        sum                  the weighted sum, compared within its group
+        normalise-then-sum   each reward compared within its group, then the weighted sum, divided by its standard
+                             deviation over the scored rollouts (GDPO, arXiv 2601.05242): a reward of small spread
+                             counts as much as one of large
+
+    score_BR  float32 [B, R]; read where not failed
+    weight_R  float32 [R]; weight x scale under "sum", where scores are used as they are
+    failed_B  bool [B], rollouts that some reward did not score. A group is compared whole or not at all
+    """
+    failed_P = failed_B.unflatten(0, (-1, rollouts_per_prompt)).any(1)
+    kept_B = ~failed_P.repeat_interleave(rollouts_per_prompt)
+    score_BR = torch.where(kept_B[:, None], score_BR, 0.0)
+    reward_B = (score_BR * weight_R).sum(1)
+    if mixing == "sum":
+        advantage_B, flat_P = group_advantage(reward_B, rollouts_per_prompt)
+        return Advantages(advantage_B, reward_B, flat_P & ~failed_P, failed_P)
+    each = [group_advantage(score_B, rollouts_per_prompt) for score_B in score_BR.T]
+    advantage_B = (torch.stack([advantage for advantage, _ in each], 1) * weight_R).sum(1)
+    flat_P = torch.stack([flat for _, flat in each]).all(0)
+    if kept_B.any():
+        advantage_B = advantage_B / (advantage_B[kept_B].std() + 1e-5)
+    return Advantages(advantage_B, reward_B, flat_P & ~failed_P, failed_P)
+
+
 def k3_divergence(new: Tensor, reference: Tensor) -> Tensor:
     """Schulman's k3 estimator of KL(new || reference) per token: exp(ref - new) - (ref - new) - 1, never negative."""
     difference = reference - new
@@ -49,6 +89,7 @@ def policy_objective(
     clip_epsilon: float,
     kl_coefficient: float,
     average: Literal["rollout", "token"] = "rollout",
+    kept_B: Tensor | None = None,
 ) -> Objective:
     """-J_k of Eq. 11.
 
@@ -58,9 +99,15 @@ def policy_objective(
     target_BN                     bool or int, the support set; an int counts a token that often
     average                       "rollout": each rollout counts the same, as printed above; "token": each token
                                   does (MaskGRPO). Without distinction where all supports have one size
+    kept_B                        bool [B], rollouts that were scored; None: all. The others have no part in J, neither
+                                  by advantage nor by KL, and the kept ones count in it as much as they would have
+                                  if nothing had failed. The metrics are averages over the kept ones
     The weight multiplies the advantage, never the KL.
     """
-    count_BN = target_BN.float()
+    if kept_B is None:
+        kept_B = torch.ones_like(advantage_B, dtype=torch.bool)
+    count_BN = target_BN.float() * kept_B[:, None]
+    share = count_BN.sum() / target_BN.float().sum().clamp(min=1) if average == "token" else kept_B.float().mean()
     # Before exp, not after: outside the support a value may be anything, and its gradient must still be zero.
     new_BN, old_BN = (torch.where(count_BN > 0, logp_BN, 0.0) for logp_BN in (new_BN, old_BN))
     if reference_BN is not None:
@@ -70,7 +117,7 @@ def policy_objective(
         total_BN = value_BN * count_BN
         if average == "token":
             return total_BN.sum() / count_BN.sum().clamp(min=1)
-        return (total_BN.sum(-1) / count_BN.sum(-1).clamp(min=1)).mean()
+        return (total_BN.sum(-1) / count_BN.sum(-1).clamp(min=1)).sum() / kept_B.sum().clamp(min=1)
 
     ratio_BN = (new_BN - old_BN).exp()
     credit_BN = weight_BN * advantage_B[:, None]
@@ -82,7 +129,7 @@ def policy_objective(
         high_BN = (ratio_BN > 1 + clip_epsilon) & (credit_BN > 0)
         ratio_max = ratio_BN.masked_fill(count_BN == 0, 0.0).max()
     return Objective(
-        loss=-mean(gain_BN) + kl_coefficient * mean(kl_BN),
+        loss=share * (kl_coefficient * mean(kl_BN) - mean(gain_BN)),
         kl=mean(kl_BN.detach()),
         ratio_mean=mean(ratio_BN.detach()),
         ratio_max=ratio_max,

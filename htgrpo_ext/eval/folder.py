@@ -4,6 +4,7 @@ Q prompts, I images per prompt, N image tokens, K updates.
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,9 @@ class ShownRollout:
 
 
 def read_metrics(folder: Path) -> tuple[list[dict], list[dict]]:
-    """(updates, cycles) of metrics.jsonl, in order."""
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """(updates, cycles) of metrics.jsonl, in order; what a cycle without a scored group has not is NaN."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    entries = [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
     return [e for e in entries if e["kind"] == "update"], [e for e in entries if e["kind"] == "cycle"]
 
 

@@ -291,9 +291,3 @@ def decode_codes(codes_BN: Tensor) -> Tensor:
     patches = background[place_N, behind_BN] * (1 - alpha[over_BN]) + overlay[over_BN]  # [B, N, 3, Q, Q]
     patches = patches.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
     return patches.reshape(len(codes_BN), 3, SIDE, SIDE).clamp(-1, 1)
-
-
-def to_image(pixels_3HW: Tensor) -> Image.Image:
-    """A picture of pixels in [-1, 1]."""
-    levels = ((pixels_3HW.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())

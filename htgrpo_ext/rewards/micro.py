@@ -19,7 +19,7 @@ def verdicts(prompts: Sequence[Prompt], codes_BN: Tensor) -> list[Verdict]:
     return [verify(prompt, codes) for prompt, codes in zip(prompts, codes_BN.tolist(), strict=True)]
 
 
-def score(prompts: Sequence[Prompt], codes_BN: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def score_codes(prompts: Sequence[Prompt], codes_BN: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Each named reward, float32 [B]."""
     judged = verdicts(prompts, codes_BN)
     return {name: torch.tensor([MICRO_REWARDS[name](verdict) for verdict in judged]) for name in names}

@@ -16,6 +16,7 @@ from htgrpo_ext.core.objective import Objective, policy_objective
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Prompts, RolloutBatch, Update
+from htgrpo_ext.rewards.mix import Judged
 from htgrpo_ext.train.rollout import generate
 from htgrpo_ext.train.run import Run
 from htgrpo_ext.train.scoring import BatchScores, plan_updates
@@ -34,21 +35,21 @@ class MicroBatch:
     batch: RolloutBatch
     updates: list[Update]
     scores: BatchScores | None = None
-    rewards: dict[str, Tensor] | None = None
-    reward_B: Tensor | None = None
+    judged: Judged | None = None
 
 
-def loss_mask(update: Update, average: str) -> Tensor:
+def loss_mask(update: Update, average: str, kept_B: Tensor) -> Tensor:
     """A mask m with sum(m x) / sum(m) equal to the objective's own average of x over the support. float32 [B, N]
 
     MaskGRPO divides by the mask's sum. "token": m counts each token as often as it is a target; "rollout": each
     rollout's counts sum to one. A rollout without a target spreads its one over all tokens, where the weight is zero.
+    kept_B  bool [B], rollouts that rewards scored; the others are left out, unless there are no others
     """
     count_BN = update.target_BN.float()
-    if average == "token":
-        return count_BN
-    total_B1 = count_BN.sum(-1, keepdim=True)
-    return torch.where(total_B1 > 0, count_BN / total_B1.clamp(min=1), 1.0 / count_BN.shape[-1])
+    if average == "rollout":
+        total_B1 = count_BN.sum(-1, keepdim=True)
+        count_BN = torch.where(total_B1 > 0, count_BN / total_B1.clamp(min=1), 1.0 / count_BN.shape[-1])
+    return count_BN * kept_B[:, None] if kept_B.any() else torch.ones_like(count_BN)
 
 
 class Extension:
@@ -115,7 +116,13 @@ class Extension:
 
     def loss_mask(self, index: int) -> Tensor:
         """See `loss_mask` above."""
-        return loss_mask(self.micro.updates[index], self.method.average)
+        return loss_mask(self.micro.updates[index], self.method.average, self.micro.judged.kept_B)
+
+    def kept_share(self, index: int) -> Tensor:
+        """What the loss over the kept rollouts alone is to be multiplied by, so that none counts for a lost one."""
+        update, kept_B = self.micro.updates[index], self.micro.judged.kept_B
+        whole_BN = loss_mask(update, self.method.average, torch.ones_like(kept_B))
+        return (whole_BN * kept_B[:, None]).sum() / whole_BN.sum()
 
     def weight(self, index: int) -> Tensor:
         """Credit weights float32 [B, N], zero for a rollout without a target."""
@@ -137,5 +144,6 @@ class Extension:
                 self.loop.clip_epsilon,
                 self.loop.kl_coefficient,
                 self.method.average,
+                micro.judged.kept_B,
             )
         self.results.append(result._replace(loss=loss.detach()))

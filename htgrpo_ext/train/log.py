@@ -58,7 +58,7 @@ class MetricsLog:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        numbers = {key: value for key, value in flatten(record, "/").items() if not isinstance(value, str)}
+        numbers = {key: value for key, value in flatten(record, "/").items() if isinstance(value, int | float)}
         if self._board:
             for key, value in numbers.items():
                 self._board.add_scalar(f"{record['kind']}/{key}", value, step)

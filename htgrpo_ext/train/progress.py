@@ -42,18 +42,25 @@ class TrainingProgress:
 
     def update(self, k: int, stage: str) -> None:
         """Update k of the current cycle is about to run."""
+        self.bar.update(self._bar(), note=f"{stage} {k + 1}/{self.updates} │ {self._note}")
+
+    def _bar(self) -> TaskID:
         if self._training is None:
             self._training = self.bar.add_task("train", total=self.cycles, note="")
-        self.bar.update(self._training, note=f"{stage} {k + 1}/{self.updates} │ {self._note}")
+        return self._training
 
     def cycle(self, record: dict) -> None:
         """A cycle is done."""
+        mean, std = record["reward_mean"], record["reward_std"]
         self._note = (
-            f"reward {record['reward_mean']:.3f} ±{record['reward_std']:.2f}"
+            f"reward {'none' if mean is None else f'{mean:.3f} ±{std:.2f}'}"
             f" │ groups without spread {record['zero_std_groups']}/{record['groups']}"
         )
+        if record["failed_groups"]:
+            self._note += f" │ groups lost {record['failed_groups']}/{record['groups']}"
+            self.console.print(f"cycle {record['cycle'] + 1}: {record['failure']}", highlight=False, markup=False)
         done = record["cycle"] + 1
-        self.bar.update(self._training, completed=done)
+        self.bar.update(self._bar(), completed=done)
         if not self.console.is_terminal and (done * 10 // self.cycles != (done - 1) * 10 // self.cycles or done == 1):
             seconds = sum(record["seconds"].values())
             self.console.print(f"cycle {done}/{self.cycles}  {self._note}  {seconds:.1f} s", highlight=False)

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.objective import group_advantage, policy_objective
+from htgrpo_ext.core.objective import policy_objective
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.rewards.micro import score
+from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.rewards.mix import Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from htgrpo_ext.train.log import MetricsLog
@@ -25,12 +26,10 @@ from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.rollout import generate, mean_entropy
 from htgrpo_ext.train.run import (
     Run,
-    cycle_prompts,
     log_cycle,
     log_update,
     newest_checkpoint,
     open_folder,
-    prompt_pool,
     save_shown_rollout,
     train_to_report,
 )
@@ -46,24 +45,26 @@ def train_cycle(run: Run, cycle: int) -> None:
 
     # Roll out: this process's share of the cycle's prompts, G images each.
     share = process_share(run.accelerator, settings.rollout.prompts_per_cycle)
-    prompts = [p for p in cycle_prompts(run.pool, settings, cycle)[share.start : share.stop] for _ in range(G)]
+    prompts = [p for p in run.prompts.cycle(cycle)[share.start : share.stop] for _ in range(G)]
     rows = run.backbone.encode_prompts([p["prompt"] for p in prompts])
     draws = Draws(settings.seed, cycle, share, G)
     with run.timed("rollout"):
         rollout = generate(run.backbone, run.forward, rows, draws, settings.rollout)
     with run.timed("reward"):
-        rewards = score(prompts, rollout.codes_BN, [reward.name for reward in settings.rewards])
-        reward_B = sum(reward.weight * rewards[reward.name] for reward in settings.rewards)
-        advantage_B, flat_P = group_advantage(reward_B.to(rows.ids_BL.device), G)
+        pending = run.rewards.begin(prompts, rollout.codes_BN, lambda: run.backbone.decode(rollout.codes_BN))
 
     # Plan the K updates (what is visible, what is a target, what it weighs), and score under the old and the
-    # reference policy, micro-batch by micro-batch.
+    # reference policy, micro-batch by micro-batch, while reward servers are at work.
     batch, updates = plan_updates(settings, rollout, rows, draws)
     with run.timed("score"):
         scored = score_micro_batches(settings, run.backbone, run.forward, rows, rollout.codes_BN, updates)
 
+    # Compare within groups. A group that a reward failed to score has no part in what follows.
+    with run.timed("reward"):
+        judged = run.rewards.finish(pending)
+
     # Update K times. All micro-batches of an optimizer step train the same update (but for MaskGRPO as published).
-    for k in range(K):
+    for k in range(K if judged.any_kept else 0):
         run.progress.update(k, updates[k].stage)
         with run.timed("update"):
             results = []
@@ -74,21 +75,22 @@ def train_cycle(run: Run, cycle: int) -> None:
                     new_BN,
                     scores.old[index],
                     scores.reference[index] if scores.reference else None,
-                    advantage_B[part],
+                    judged.advantage_B[part],
                     update.weight_BN,
                     update.target_BN,
                     loop.clip_epsilon,
                     loop.kl_coefficient,
                     method.average,
+                    judged.kept_B[part],
                 )
                 run.accelerator.backward(result.loss / A)
                 results.append(result)
             step = cycle * K + k
             norm = optimizer_step(run, step)
         log_update(run, step, [updates[k]], results, norm, run.optimizer.param_groups[0]["lr"])
-    log_cycle(run, cycle, rewards, reward_B, flat_P, mean_entropy(rollout, batch))
+    log_cycle(run, cycle, judged, mean_entropy(rollout, batch))
     if cycle == loop.cycles - 1 and run.accelerator.is_main_process:
-        save_shown_rollout(settings.folder, prompts[0], reward_B[0].item(), rollout, batch.rank_BN, updates)
+        save_shown_rollout(settings.folder, prompts[0], judged.reward_B[0].item(), rollout, batch.rank_BN, updates)
 
 
 def process_share(accelerator: Accelerator, count: int) -> range:
@@ -109,10 +111,13 @@ def optimizer_step(run: Run, step: int) -> float:
 
 
 def prepare(settings: RunSettings) -> Run:
-    """Check the batch against the number of processes, then load the model."""
+    """Check the batch against the number of processes, prompts and reward servers, then load the model."""
     accelerator = Accelerator()
     if problems := settings.problems(accelerator.num_processes):
         raise UserError("\n".join(problems))
+    prompts = PromptSources(settings)
+    rewards = Rewards(settings.reward, accelerator, settings.rollout.rollouts_per_prompt)
+    rewards.check()
     loop = settings.loop
     backbone = load_backbone(settings.model, accelerator.device, settings.seed)
     backbone.model.eval()
@@ -123,7 +128,7 @@ def prepare(settings: RunSettings) -> Run:
     log = MetricsLog(settings, enabled=accelerator.is_main_process)
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
     progress = TrainingProgress(settings, enabled=accelerator.is_main_process)
-    return Run(settings, accelerator, backbone, forward, optimizer, log, progress, prompt_pool(settings))
+    return Run(settings, accelerator, backbone, forward, optimizer, log, progress, prompts, rewards)
 
 
 def resume_or_start(run: Run, resume: bool) -> int:

@@ -19,19 +19,23 @@ from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import Objective
-from htgrpo_ext.core.randomness import derived_generator
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Update
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.eval.evaluate import evaluate
 from htgrpo_ext.eval.report import write_report
 from htgrpo_ext.eval.summary import write_summary
-from htgrpo_ext.micro import world
+from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.rewards.mix import Judged, Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog, flatten
 from htgrpo_ext.train.progress import TrainingProgress
 
-MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"}  # between a run and its continuation
+# Between a run and its continuation. Of rewards: where they run and how patiently they are asked, not what they are.
+MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"} | {
+    f"reward.{key}" for key in ("on_failure", "max_failed_share", "retries", "deadline", "overlap")
+}
+TERM_MAY_CHANGE = {"url", "protocol", "batch_size", "timeout"}
 
 
 @dataclass
@@ -45,7 +49,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     log: MetricsLog
     progress: TrainingProgress
-    pool: dict[str, list[world.Prompt]]  # RL prompts by task
+    prompts: PromptSources
+    rewards: Rewards
     seconds: dict[str, float] = field(default_factory=dict)  # of this cycle, by part
 
     @contextmanager
@@ -53,22 +58,6 @@ class Run:
         start = time.perf_counter()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-
-
-def prompt_pool(settings: RunSettings) -> dict[str, list[world.Prompt]]:
-    """The RL prompts by task."""
-    pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-    for prompt in world.split_prompts(settings.eval.prompts_per_task)[0]:
-        pool[prompt["tag"]].append(prompt)
-    return pool
-
-
-def cycle_prompts(pool: dict[str, list[world.Prompt]], settings: RunSettings, cycle: int) -> list[world.Prompt]:
-    """The P prompts of a cycle: tasks in turn, prompts at random."""
-    count, tasks = settings.rollout.prompts_per_cycle, list(pool)
-    noise = torch.rand(count, generator=derived_generator(settings.seed, "prompts", cycle)).tolist()
-    chosen = [pool[tasks[(cycle * count + i) % len(tasks)]] for i in range(count)]
-    return [prompts[int(u * len(prompts))] for prompts, u in zip(chosen, noise, strict=True)]
 
 
 def log_update(
@@ -98,17 +87,10 @@ def log_update(
     run.log.write(record, step + 1)
 
 
-def log_cycle(
-    run: Run, cycle: int, rewards: dict[str, Tensor], reward_B: Tensor, flat_P: Tensor, entropies: tuple[float, float]
-) -> None:
+def log_cycle(run: Run, cycle: int, judged: Judged, entropies: tuple[float, float]) -> None:
     """One line of metrics about the rollout batch, over all processes."""
-    gather, device = run.accelerator.gather, flat_P.device
-    record: dict = {"kind": "cycle", "cycle": cycle}
-    for name, values in {"reward": reward_B, **rewards}.items():
-        everyone = gather(values.to(device))
-        record |= {f"{name}_mean": everyone.mean().item(), f"{name}_std": everyone.std().item()}
-    flat = gather(flat_P)
-    record |= {"zero_std_groups": int(flat.sum()), "groups": len(flat)}
+    gather, device = run.accelerator.gather, judged.reward_B.device
+    record: dict = {"kind": "cycle", "cycle": cycle, **judged.metrics}
     structure, refinement = gather(torch.tensor([entropies], device=device)).mean(0).tolist()
     record |= {"entropy_structure": structure, "entropy_refinement": refinement}
     kinds = ("rollout", "old", "reference", "new")
@@ -119,7 +101,7 @@ def log_cycle(
 
 
 def save_shown_rollout(
-    folder: Path, prompt: world.Prompt, reward: float, rollout: Rollout, rank_BN: Tensor, updates: Sequence[Update]
+    folder: Path, prompt: dict, reward: float, rollout: Rollout, rank_BN: Tensor, updates: Sequence[Update]
 ) -> None:
     """Keep the first rollout with its ranks and support sets, for the report."""
     np.savez_compressed(
@@ -134,7 +116,8 @@ def save_shown_rollout(
 
 def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
     """UserError if a run would be continued with settings that make it another one; more cycles are fine."""
-    now, then = (flatten(s.model_dump(mode="json"), ".") for s in (settings, saved))
+    unlike = {"reward": {"terms": {"__all__": TERM_MAY_CHANGE}}}
+    now, then = (flatten(s.model_dump(mode="json", exclude=unlike), ".") for s in (settings, saved))
     changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
     changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
     if changed:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from htgrpo_ext.core.objective import group_advantage
-from htgrpo_ext.rewards.micro import score
+from htgrpo_ext.rewards.mix import Judged, Rewards, pooled
 from htgrpo_ext.train.extension import Extension
 from htgrpo_ext.train.rollout import mean_entropy
 from htgrpo_ext.train.run import Run, log_cycle, log_update, save_shown_rollout
@@ -62,6 +61,8 @@ def loop_trainer() -> type:
             super().__init__(**arguments)
             self.remove_callback(PrinterCallback)
             run.accelerator, self.run = self.accelerator, run
+            run.rewards = Rewards(run.settings.reward, self.accelerator, self.num_generations)
+            run.rewards.check()
 
         epsilon = property(lambda self: self.args.epsilon)  # MaskGRPO reads a name that TRL 0.16 no longer has
 
@@ -106,12 +107,12 @@ def our_trainer() -> type:
         # --- what the reference loop does another way than MaskGRPO
 
         def reward(self, prompts, completions, step, run_name, **_) -> list[float]:
-            """MaskGRPO's kind of reward function: the run's weighted reward of the micro-batch in hand."""
-            micro, settings = self.extension.micro, self.run.settings
+            """MaskGRPO's kind of reward function: the run's mixed reward of the micro-batch in hand."""
+            micro, backbone = self.extension.micro, self.run.backbone
+            codes_BN = micro.rollout.codes_BN
             with self.run.timed("reward"):
-                micro.rewards = score(micro.tasks, micro.rollout.codes_BN, [each.name for each in settings.rewards])
-                micro.reward_B = sum(each.weight * micro.rewards[each.name] for each in settings.rewards)
-            return micro.reward_B.tolist()
+                micro.judged = self.run.rewards.score(micro.tasks, codes_BN, lambda: backbone.decode(codes_BN))
+            return micro.judged.reward_B.tolist()
 
         def create_scheduler(self, num_training_steps: int, optimizer=None):
             warmup = self.run.settings.loop.warmup_updates
@@ -129,6 +130,9 @@ def our_trainer() -> type:
             self._asked = ["old", "reference"] if self.num_iterations > 1 else ["reference"]
             self.run.backbone.route_through(self.model)
             batch = super()._generate_and_score_completions(inputs)
+            judged = self.extension.micro.judged
+            if self.run.settings.reward.mixing != "sum" or not judged.kept_B.all():
+                batch["advantages"] = judged.advantage_B  # MaskGRPO knows neither other mixtures nor lost groups
             return batch | {"micro_batch": self.extension.micro}
 
         def prepare_inputs_uni(self, texts: Sequence[str], task: str, device, **_) -> tuple:
@@ -163,6 +167,7 @@ def our_trainer() -> type:
             self.extension.enter(inputs["micro_batch"], self.state.global_step)
             self.run.backbone.route_through(model)
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = loss * self.extension.kept_share(self.extension.update_index(0))
             self.extension.record(loss, inputs["advantages"], self._new_BN)
             self._learning_rate = self.optimizer.param_groups[0]["lr"]
             # transformers 4.46.0 adds up what it should average over the micro-batches.
@@ -186,18 +191,16 @@ def log_step(trainer, norm: float) -> None:
     if extension.update < run.settings.loop.updates_per_rollout - 1:
         return
     cycle = extension.cycle
-    rewards = {name: torch.cat([micro.rewards[name] for micro in cycle]) for name in cycle[0].rewards}
-    reward_B = torch.cat([micro.reward_B for micro in cycle])
-    flat_P = group_advantage(reward_B, run.settings.rollout.rollouts_per_prompt)[1].to(trainer.accelerator.device)
     entropies = torch.tensor([mean_entropy(micro.rollout, micro.batch) for micro in cycle]).mean(0).tolist()
     number = step // run.settings.loop.updates_per_rollout
-    log_cycle(run, number, rewards, reward_B, flat_P, tuple(entropies))
+    metrics = pooled([micro.judged.metrics for micro in cycle], trainer.num_generations)
+    log_cycle(run, number, cycle[0].judged._replace(metrics=metrics), tuple(entropies))
     run.seconds.clear()
     if number == run.settings.loop.cycles - 1 and trainer.accelerator.is_main_process:
         first = cycle[0]
         rank_BN = first.batch.rank_BN
         save_shown_rollout(
-            run.settings.folder, first.tasks[0], first.reward_B[0].item(), first.rollout, rank_BN, first.updates
+            run.settings.folder, first.tasks[0], first.judged.reward_B[0].item(), first.rollout, rank_BN, first.updates
         )
 
 
@@ -209,14 +212,11 @@ def published_trainer() -> type:
         def __init__(self, run: Run, **arguments):
             super().__init__(run, reward_funcs=[self.reward], **arguments)
             self._losses: list[Tensor] = []
-            self._rewards: list[Tensor] = []
+            self._judged: list[Judged] = []
 
         def reward(self, prompts, completions, step, run_name, task, **_) -> list[float]:
-            settings = self.run.settings
-            rewards = score(task, completions, [each.name for each in settings.rewards])
-            reward_B = sum(each.weight * rewards[each.name] for each in settings.rewards)
-            self._rewards.append(reward_B)
-            return reward_B.tolist()
+            self._judged.append(self.run.rewards.score(task, completions, lambda: completions))
+            return self._judged[-1].reward_B.tolist()
 
         def compute_loss(self, *arguments, **keywords) -> Tensor:
             loss = super().compute_loss(*arguments, **keywords)
@@ -242,20 +242,11 @@ def published_trainer() -> type:
                 self.run.log.write(record, self.state.global_step)
                 self._losses = []
                 if k == self.num_iterations - 1:
-                    reward_B = gather(torch.cat(self._rewards).to(self.accelerator.device))
-                    flat_P = group_advantage(reward_B, self.num_generations)[1]
-                    record = {
-                        "kind": "cycle",
-                        "cycle": cycle,
-                        "reward_mean": reward_B.mean().item(),
-                        "reward_std": reward_B.std().item(),
-                        "zero_std_groups": int(flat_P.sum()),
-                        "groups": len(flat_P),
-                        "seconds": {},
-                    }
+                    metrics = pooled([judged.metrics for judged in self._judged], self.num_generations)
+                    record = {"kind": "cycle", "cycle": cycle, **metrics, "seconds": {}}
                     self.run.log.write(record, self.state.global_step)
                     self.run.progress.cycle(record)
-                    self._rewards = []
+                    self._judged = []
             super().log(logs, start_time)
 
     return PublishedTrainer

@@ -23,15 +23,14 @@ from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.patches.checkout import Checkout
 from htgrpo_ext.patches.series import Series, chain
+from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.run import (
     Run,
-    cycle_prompts,
     newest_checkpoint,
     open_folder,
-    prompt_pool,
     train_to_report,
 )
 from htgrpo_ext.train.trainer import COMPLETE, Canonical, our_trainer, published_trainer
@@ -65,12 +64,10 @@ class CycleRows(Dataset):
     They are the same in all K steps of a cycle, because the loop looks at them in the first only.
     """
 
-    def __init__(self, settings: RunSettings, pool: dict):
-        self.settings, self.pool = settings, pool
+    def __init__(self, settings: RunSettings, prompts: PromptSources):
+        self.settings = settings
         self.rows = settings.rollout.prompts_per_cycle * settings.rollout.rollouts_per_prompt
-        self.cycle_prompts = functools.lru_cache(maxsize=2)(
-            lambda cycle: cycle_prompts(self.pool, self.settings, cycle)
-        )
+        self.cycle_prompts = functools.lru_cache(maxsize=2)(prompts.cycle)
 
     def __len__(self) -> int:
         return self.settings.loop.cycles * self.settings.loop.updates_per_rollout * self.rows
@@ -219,10 +216,11 @@ def train(settings: RunSettings, resume: bool = False) -> Path:
         optimizer=None,  # likewise
         log=MetricsLog(settings, enabled=shown),
         progress=TrainingProgress(settings, enabled=shown),
-        pool=prompt_pool(settings),
+        prompts=PromptSources(settings),
+        rewards=None,  # likewise
     )
     trainer_class = published_trainer() if published else our_trainer()
-    trainer = trainer_class(run, args=config, train_dataset=CycleRows(settings, run.pool), **parts)
+    trainer = trainer_class(run, args=config, train_dataset=CycleRows(settings, run.prompts), **parts)
     open_folder(run, steps_done(checkpoint) // settings.loop.updates_per_rollout if checkpoint else 0)
     return train_to_report(
         run, lambda: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)), trainer.model

@@ -1,0 +1,149 @@
+"""The prompts of each cycle: from one source or several, in an order that the seed and the cycle's number say whole.
+
+Nothing is remembered, so a resumed run asks for what the whole one would have; every process works out the cycle's
+prompts and takes its share, so their number does not matter.
+
+A prompt is a dictionary with at least {"prompt": text}; GenEval's metadata beside it where the source has that.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from htgrpo_ext.core.randomness import derived_generator
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.micro import world
+from htgrpo_ext.settings import PromptSource, RunSettings
+
+
+class MicroWorld:
+    """The micro world's RL prompts: tasks in turn, prompts at random."""
+
+    def __init__(self, settings: RunSettings):
+        self.seed, self.per_cycle = settings.seed, settings.rollout.prompts_per_cycle
+        self.pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
+        for prompt in world.split_prompts(settings.eval.prompts_per_task)[0]:
+            self.pool[prompt["tag"]].append(prompt)
+
+    def prompt(self, number: int) -> dict:
+        """The `number`-th prompt this source gives, from 0."""
+        cycle, place = divmod(number, self.per_cycle)
+        noise = torch.rand(self.per_cycle, generator=derived_generator(self.seed, "prompts", cycle))[place].item()
+        prompts = self.pool[list(self.pool)[number % len(self.pool)]]
+        return prompts[int(noise * len(prompts))]
+
+
+class Shuffled:
+    """A list of prompts, each once before any comes again; shuffled anew each time round.
+
+    name  distinguishes its order from that of other sources
+    """
+
+    def __init__(self, prompts: Sequence[dict], seed: int, name: str):
+        self.prompts, self.seed, self.name = prompts, seed, name
+        self._round, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def prompt(self, number: int) -> dict:
+        """The `number`-th prompt this source gives, from 0."""
+        round_, place = divmod(number, len(self.prompts))
+        if round_ != self._round:
+            generator = derived_generator(self.seed, "prompt order", self.name, round_)
+            self._round, self._order = round_, torch.randperm(len(self.prompts), generator=generator)
+        return self.prompts[self._order[place]]
+
+
+class PromptSources:
+    """All sources of a run. Raises UserError when one cannot be read."""
+
+    def __init__(self, settings: RunSettings):
+        self.per_cycle = settings.rollout.prompts_per_cycle
+        self.weights = [source.weight for source in settings.prompts]
+        self.sources = [
+            MicroWorld(settings)
+            if source.format == "micro"
+            else Shuffled(read_prompts(source), settings.seed, f"{i} {source.path.name}")
+            for i, source in enumerate(settings.prompts)
+        ]
+        self._turns: list[tuple[int, int]] = []  # of each place since the start: source, how many it gave before
+        self._given = [0] * len(self.sources)
+
+    def cycle(self, cycle: int) -> list[dict]:
+        """The prompts of a cycle, over all processes."""
+        while len(self._turns) < (cycle + 1) * self.per_cycle:
+            self._turns.append(self._next_turn())
+        turns = self._turns[cycle * self.per_cycle : (cycle + 1) * self.per_cycle]
+        return [self.sources[source].prompt(number) for source, number in turns]
+
+    def _next_turn(self) -> tuple[int, int]:
+        """The source that is furthest behind its share."""
+        places, total = len(self._turns) + 1, sum(self.weights)
+        behind = [places * w / total - given for w, given in zip(self.weights, self._given, strict=True)]
+        source = behind.index(max(behind))
+        self._given[source] += 1
+        return source, self._given[source] - 1
+
+
+def read_prompts(source: PromptSource) -> list[dict]:
+    """All prompts of a file or a folder. Raises UserError naming file and line."""
+    path = source.path
+    if not path.exists():
+        raise UserError(f"{path}: no such file (prompts.path)")
+    if source.format == "dataset":
+        prompts = [{"prompt": text} for text in _column(path, source.column)]
+    else:
+        prompts = list(_lines(path, source.format))
+    if not prompts:
+        raise UserError(f"{path}: holds no prompt")
+    return prompts
+
+
+def _lines(path: Path, format: str) -> Iterator[dict]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if format == "text":
+            yield {"prompt": line.strip()}
+            continue
+        try:
+            prompt = json.loads(line)
+            entries = [(entry["class"], entry["count"]) for entry in prompt["include"]]
+            right = isinstance(prompt["prompt"], str) and isinstance(prompt["tag"], str) and entries
+        except (ValueError, KeyError, TypeError):
+            right = False
+        if not right:
+            raise UserError(f"{path}:{number}: not GenEval metadata (a JSON object with tag, include and prompt)")
+        yield prompt
+
+
+def _column(path: Path, column: str) -> list[str]:
+    """A text column of a parquet file, of a folder of them, or of a dataset saved by Hugging Face's `save_to_disk`."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("prompts of format dataset need pyarrow (pip install 'htgrpo-ext[dataset]')") from None
+    files = [path] if path.is_file() else sorted([*path.rglob("*.parquet"), *path.rglob("*.arrow")])
+    files = [file for file in files if not file.name.startswith("cache-")]  # what `datasets` keeps of a map or filter
+    texts: list[str] = []
+    for file in files:
+        try:
+            if file.suffix == ".arrow":
+                with pyarrow.memory_map(str(file)) as source:
+                    table = pyarrow.ipc.open_stream(source).read_all()
+            else:
+                table = parquet.read_table(file)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{file}: not a parquet or arrow file ({str(error).splitlines()[0]})") from None
+        if column not in table.column_names:
+            raise UserError(f"{file}: no column `{column}` (it has {', '.join(table.column_names)}; prompts.column)")
+        values = table[column].to_pylist()
+        if not all(isinstance(value, str) for value in values):
+            raise UserError(f"{file}: column `{column}` holds something else than text")
+        texts += values
+    return texts

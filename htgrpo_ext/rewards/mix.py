@@ -1,0 +1,232 @@
+"""All rewards of a run: scored here or by servers, mixed, and agreed upon by all processes.
+
+    pending = rewards.begin(prompts, codes_BN, images)     servers are at work from here on
+    judged = rewards.finish(pending)                       by the deadline, or a little after; the same on every process
+
+A rollout that some reward did not score takes its whole group out of the batch: advantage zero, no part in the
+objective, counted. No score is ever made up.
+
+B rollouts of this process, P prompts, G rollouts per prompt; W rollouts of all processes, R rewards.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from htgrpo_ext.core.objective import mixed_advantage
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.pixels import encode_png, to_levels
+from htgrpo_ext.rewards.client import RewardClient, RewardFailure
+from htgrpo_ext.rewards.micro import score_codes
+from htgrpo_ext.settings import RewardSettings
+
+WINDOW = 50  # rollout batches that `max_failed_share` is a share of
+GRACE = 5.0  # seconds after the deadline in which the servers' thread must have noticed it
+
+Outcome = tuple[list[float | None], list[str]]  # a score per rollout, None where it failed; why, one line each
+
+
+class Judged(NamedTuple):
+    """What a rollout batch was worth; the first three are of this process's rollouts, float32 or bool [B]."""
+
+    reward_B: Tensor
+    advantage_B: Tensor
+    kept_B: Tensor  # False: in a group that was not scored whole
+    any_kept: bool  # on any process
+    metrics: dict  # over all processes
+
+
+@dataclass
+class Pending:
+    """Scores under way."""
+
+    asked: dict[str, Future]  # by name, of a server: an Outcome
+    known: dict[str, Outcome]  # by name, scored in this process
+    count: int
+    latest: float  # on time.monotonic's clock
+
+
+class Rewards:
+    """The rewards of a run.
+
+    settings             the run's `reward` section
+    accelerator          the run's; its processes agree in `finish`
+    rollouts_per_prompt  G; a prompt's rollouts lie side by side, and every process has whole prompts or shares them
+                         with its neighbours in order of rank
+    sleep                what waits between a client's tries
+    """
+
+    def __init__(
+        self,
+        settings: RewardSettings,
+        accelerator: Accelerator,
+        rollouts_per_prompt: int,
+        sleep: Callable = asyncio.sleep,
+    ):
+        self.settings, self.accelerator, self.rollouts_per_prompt = settings, accelerator, rollouts_per_prompt
+        self._failed: deque[bool] = deque(maxlen=WINDOW)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        served = [term for term in settings.terms if term.url is not None]
+        self._clients = {term.name: RewardClient(term, settings.retries, sleep) for term in served}
+        if served:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True).start()
+
+    def check(self) -> None:
+        """UserError, on every process, if a server is down or serves something else."""
+        found = [self._run(client.health()).result() for client in self._clients.values()]
+        found = gather_object([line for line in found if line])
+        if found:
+            raise UserError("\n".join(dict.fromkeys(found)))
+
+    def begin(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Pending:
+        """Start scoring; rewards of this process are done when it returns, those of servers are under way.
+
+        prompts   B of them, each at least {"prompt": text}; GenEval's metadata where a reward reads it
+        codes_BN  int64 [B, N], read by the micro world's rewards in this process
+        images    pixels float32 [B, 3, H, W] in [-1, 1]; called only if a reward looks at them
+        """
+        latest = time.monotonic() + self.settings.deadline
+        pending = Pending({}, {}, len(prompts), latest)
+        if self._clients:
+            levels = to_levels(images())
+            for name, client in self._clients.items():
+                pending.asked[name] = self._run(self._ask(client, prompts, levels, latest))
+        for term in self.settings.terms:
+            if term.name in self._clients:
+                continue
+            try:
+                scores = score_codes(prompts, codes_BN, [term.name])[term.name].tolist()
+                pending.known[term.name] = (scores, [])
+            except Exception as error:  # as for a server: the others must not be left waiting at the gather
+                why = f"reward {term.name}: {type(error).__name__}: {error}"
+                pending.known[term.name] = ([None] * len(prompts), [why])
+        if not self.settings.overlap:
+            for future in pending.asked.values():
+                self._await(future, pending)
+        return pending
+
+    def finish(self, pending: Pending) -> Judged:
+        """Wait for the servers, agree with all processes, mix.
+
+        Raises UserError, on every process, if `on_failure` is stop and a group was lost, or too many batches lost one.
+        """
+        outcomes = pending.known | {name: self._await(future, pending) for name, future in pending.asked.items()}
+        names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.accelerator.device
+        given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
+        score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
+        score_WR = self.accelerator.gather(score_BR)
+        failed_W = ~score_WR.isfinite().all(1)
+        lost = bool(failed_W.any())
+        reasons = gather_object([why for name in names for why in outcomes[name][1]]) if lost else []
+        self._count(lost, reasons)
+        scales = self.settings.mixing == "sum"
+        weight_R = torch.tensor([t.weight * (t.scale if scales else 1.0) for t in terms], device=device)
+        mixed = mixed_advantage(score_WR, weight_R, failed_W, self.rollouts_per_prompt, self.settings.mixing)
+        kept_W = ~mixed.failed_P.repeat_interleave(self.rollouts_per_prompt)
+        metrics = {"reward_mean": _mean(mixed.reward_B[kept_W]), "reward_std": _std(mixed.reward_B[kept_W])}
+        for name, score_W in zip(names, score_WR.T, strict=True):
+            metrics |= {f"{name}_mean": _mean(score_W[kept_W]), f"{name}_std": _std(score_W[kept_W])}
+        metrics |= {"zero_std_groups": int(mixed.flat_P.sum()), "groups": len(mixed.flat_P)}
+        metrics |= {"failed_groups": int(mixed.failed_P.sum())}
+        if lost:
+            metrics["failure"] = _first(reasons)
+        start = self.accelerator.process_index * pending.count
+        own = slice(start, start + pending.count)
+        return Judged(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
+
+    def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Judged:
+        """`begin` and `finish` in one."""
+        return self.finish(self.begin(prompts, codes_BN, images))
+
+    def _run(self, coroutine) -> Future:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _ask(self, client: RewardClient, prompts: Sequence[dict], levels: Tensor, latest: float) -> Outcome:
+        """All requests of one reward at once; those not answered by the deadline are given up."""
+
+        async def one(start: int) -> list[float]:
+            part = slice(start, start + client.term.batch_size)
+            files = await asyncio.to_thread(lambda: [encode_png(image) for image in levels[part]])
+            return await client.score(prompts[part], files)
+
+        tasks = [asyncio.create_task(one(start)) for start in range(0, len(prompts), client.term.batch_size)]
+        late = (await asyncio.wait(tasks, timeout=max(0.0, latest - time.monotonic())))[1]
+        for task in late:
+            task.cancel()
+        scores: list[float | None] = []
+        reasons: list[str] = []
+        for start, task in zip(range(0, len(prompts), client.term.batch_size), tasks, strict=True):
+            count = len(prompts[start : start + client.term.batch_size])
+            error = client.failure(f"no answer by the deadline of {self.settings.deadline:g} s")
+            if task not in late:
+                error = task.exception()
+            scores += task.result() if error is None else [None] * count
+            if isinstance(error, RewardFailure):
+                reasons.append(str(error))
+            elif error is not None:
+                reasons.append(f"reward {client.term.name}: {type(error).__name__}: {error}")
+        return scores, reasons
+
+    def _await(self, future: Future, pending: Pending) -> Outcome:
+        try:
+            return future.result(max(0.0, pending.latest - time.monotonic()) + GRACE)
+        except NotInTime:
+            return [None] * pending.count, ["the thread that asks the reward servers does not answer"]
+
+    def _count(self, lost: bool, reasons: Sequence[str]) -> None:
+        """Keep count of failed batches; stop the run, alike on every process, if that is what is set."""
+        self._failed.append(lost)
+        if lost and self.settings.on_failure == "stop":
+            raise UserError(f"{_first(reasons)}; reward.on_failure is stop. --resume goes on from the last checkpoint")
+        failed, share = sum(self._failed), self.settings.max_failed_share
+        if lost and failed > share * WINDOW:
+            raise UserError(
+                f"{failed} of the last {len(self._failed)} rollout batches lost a group to a reward that failed, more "
+                f"than {share:g} of {WINDOW} (reward.max_failed_share); the last: {_first(reasons)}. "
+                "--resume goes on from the last checkpoint"
+            )
+
+
+def pooled(parts: Sequence[dict], rollouts_per_prompt: int) -> dict:
+    """The metrics of several batches as if they had been one: counts added, means and deviations pooled exactly."""
+    counts = {key: sum(part[key] for part in parts) for key in ("zero_std_groups", "groups", "failed_groups")}
+    metrics: dict = {}
+    for name in (key.removesuffix("_mean") for key in parts[0] if key.endswith("_mean")):
+        scored = [part for part in parts if part[f"{name}_mean"] is not None]
+        sizes = [(part["groups"] - part["failed_groups"]) * rollouts_per_prompt for part in scored]
+        total = sum(sizes)
+        mean = sum(n * part[f"{name}_mean"] for n, part in zip(sizes, scored, strict=True)) / total if total else None
+        squares = sum(
+            (n - 1) * part[f"{name}_std"] ** 2 + n * (part[f"{name}_mean"] - mean) ** 2
+            for n, part in zip(sizes, scored, strict=True)
+        )
+        metrics |= {f"{name}_mean": mean, f"{name}_std": (squares / (total - 1)) ** 0.5 if total else None}
+    failures = [part["failure"] for part in parts if "failure" in part]
+    return metrics | counts | ({"failure": failures[0]} if failures else {})
+
+
+def _mean(value_W: Tensor) -> float | None:
+    return value_W.mean().item() if len(value_W) else None
+
+
+def _std(value_W: Tensor) -> float | None:
+    return value_W.std().item() if len(value_W) > 1 else None
+
+
+def _first(reasons: Sequence[str]) -> str:
+    """The first of some failures, and how many others there are."""
+    reasons = list(dict.fromkeys(reasons)) or ["a score is no finite number"]
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}"
