@@ -2,6 +2,14 @@
 
 MODEL ?= micro
 METHOD ?= htgrpo
+# reference: our own loop. upstream: MaskGRPO's, with the patches; what real backbones are trained in.
+LOOP ?= $(if $(filter micro,$(MODEL)),reference,upstream)
+# A file of configs/accelerate to launch with, or none for one process.
+LAUNCH ?= $(if $(filter micro,$(MODEL)),none,zero2)
+CHECKPOINT ?=
+UPSTREAM_URL ?=
+TO ?=
+CONTINUE ?=
 ABLATION ?=
 SEED ?= 0
 SET ?=
@@ -18,12 +26,14 @@ TEST_JOBS ?= 2
 
 VENV := .venv
 READY := $(VENV)/.ready
+READY_UPSTREAM := $(VENV)/.ready-upstream
 BIN := $(VENV)/bin
+# Where to look for PyTorch besides PyPI. Linux without a GPU: https://download.pytorch.org/whl/cpu saves gigabytes.
+TORCH_INDEX ?=
+
 # Python 3.11 or newer, the first that is found; `make PYTHON=...` takes another.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Where to look for PyTorch besides PyPI. Linux without a GPU: https://download.pytorch.org/whl/cpu saves gigabytes.
-TORCH_INDEX ?=
 
 known = $(sort $(notdir $(basename $(wildcard configs/$(1)/*.yaml))))
 METHODS_KNOWN := $(call known,method)
@@ -36,15 +46,22 @@ $(call check,MODEL,model)
 $(call check,METHOD,method)
 $(call check,METHODS,method)
 $(call check,ABLATION,ablation)
+$(if $(filter-out reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: reference upstream)))
+$(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
 endif
 
 MODEL_FILE := configs/model/$(MODEL).yaml
 FILES := $(MODEL_FILE) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
-SETS := $(foreach s,$(SET),--set '$(s)')
+SETS := $(if $(CHECKPOINT),--set 'model.checkpoint=$(CHECKPOINT)') $(foreach s,$(SET),--set '$(s)')
+HTGRPO := $(if $(filter-out none,$(LAUNCH)),accelerate launch --config_file configs/accelerate/$(LAUNCH).yaml \
+	-m htgrpo_ext.cli,htgrpo)
+PATCHES := $(PYTHON) -m htgrpo_ext.patches
 empty :=
 comma := ,
 
-.PHONY: help setup train plan compare test lint pretrain-micro clean
+.PHONY: help setup train plan compare test lint pretrain-micro clean \
+	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream \
+	test-upstream bench
 
 help:  ## Show this
 	@echo "make TARGET [VARIABLE=value]..."
@@ -66,8 +83,17 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-train: $(READY)  ## Train and report: MODEL, METHOD, ABLATION, SEED, SET, RESUME=1
-	@$(BIN)/htgrpo train $(FILES) --set seed=$(SEED) $(SETS) $(if $(RESUME),--resume)
+setup-upstream: $(READY_UPSTREAM)  ## Add to it what MaskGRPO's loop needs: TRL, DeepSpeed and more
+
+$(READY_UPSTREAM): $(READY)
+	@echo "adding what MaskGRPO's loop needs; this takes a few minutes, once"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[upstream]"
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation deepspeed
+	@touch $@
+
+train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## Train: MODEL, METHOD, ABLATION, SEED, LOOP, LAUNCH, CHECKPOINT, SET, RESUME=1
+	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(RESUME),--resume)
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
@@ -78,6 +104,36 @@ compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES
 
 test: $(READY)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
+
+upstream:  ## Bring MaskGRPO's pinned commit into upstream/: UPSTREAM_URL=/path/or/url for a mirror
+	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
+
+apply-patches:  ## Put the patch series on upstream/ (make upstream first)
+	@$(PATCHES) apply
+
+unapply-patches:  ## Take it off again
+	@$(PATCHES) unapply
+
+check-patches:  ## Check the series, on upstream/ too if it is there
+	@$(PATCHES) check
+
+export-patches:  ## Write patches/ from the commits in upstream/
+	@$(PATCHES) export
+
+rebase-patches:  ## Move the series to another commit of MaskGRPO: TO=COMMIT, CONTINUE=1 after an edit by hand
+	@$(PATCHES) rebase $(if $(TO),--to '$(TO)') $(if $(CONTINUE),--continue)
+
+applied:
+	@$(PATCHES) applied >/dev/null
+
+test-upstream:  ## Run the tests that need MaskGRPO: UPSTREAM_URL, and MMADA_CHECKOUT, LUMINA_CHECKOUT for the authors' models
+	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
+	@$(PATCHES) apply
+	@$(MAKE) --no-print-directory setup-upstream
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) -m upstream -rs
+
+bench: applied $(READY_UPSTREAM)  ## Measure scoring and update of a cycle, MaskGRPO as published against HT-GRPO
+	@$(BIN)/python benchmarks/scoring_cost.py
 
 lint: $(READY)  ## Check style and formatting
 	@$(BIN)/ruff check .

@@ -71,8 +71,9 @@ def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, m
     """The index each micro-step trains, asked of the hook, against MaskGRPO's own, which it is handed."""
     hooked = {}
     for method in ("htgrpo", "maskgrpo"):
+        pairs = hooked[method] = []
 
-        def spy(loop, walked, pairs=hooked.setdefault(method, [])):
+        def spy(loop, walked, pairs=pairs):
             pairs.append((walked, loop.extension.update_index(walked)))
             return pairs[-1][1]
 

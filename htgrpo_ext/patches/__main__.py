@@ -9,13 +9,13 @@ from htgrpo_ext import patches
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.patches.checkout import Checkout, get
 from htgrpo_ext.patches.checks import faults
-from htgrpo_ext.patches.series import Series, apply, chain, export, rebase, require_base, unapply
+from htgrpo_ext.patches.series import Series, apply, chain, export, rebase, require_applied, require_base, unapply
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; a user's mistake is one `error:` line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m htgrpo_ext.patches", description=patches.__doc__.splitlines()[0])
-    parser.add_argument("action", choices=["get", "apply", "unapply", "check", "export", "rebase"])
+    parser.add_argument("action", choices=["get", "applied", "apply", "unapply", "check", "export", "rebase"])
     parser.add_argument("--url", help="where to clone MaskGRPO from, instead of .gitmodules' address (get)")
     parser.add_argument("--to", help="commit or tag to move the series to (rebase)")
     parser.add_argument("--continue", dest="resume", action="store_true", help="go on after an edit by hand (rebase)")
@@ -43,6 +43,9 @@ def run(action: str, root: Path, url: str | None, to: str | None, resume: bool) 
         return f"{told}; exact on {series.base[:12]}"
     if action == "get":
         return get(upstream, url, series.base)
+    if action == "applied":
+        require_applied(root)
+        return f"{len(series.patches)} patches are applied"
     checkout = Checkout(upstream)
     if action == "apply":
         return apply(checkout, series)

@@ -195,3 +195,10 @@ def rebase(checkout: Checkout, series: Series, to: str, resume: bool) -> Series:
     refuse_changes(checkout)
     checkout.move(commit)
     return replace(series, base=target, patches=tuple(patches))
+
+
+def require_applied(root: Path) -> None:
+    """Raises UserError unless the checkout in the project's folder `root` is the base with the series on it."""
+    checkout, series = Checkout(root / "upstream"), Series.load(root / "patches")
+    if checkout.commit_of(series.base) is None or checkout.head != chain(checkout, series)[-1]:
+        raise UserError(f"{root / 'upstream'}/ is not the pinned MaskGRPO with its patches: make apply-patches")

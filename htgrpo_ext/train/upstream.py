@@ -21,8 +21,7 @@ from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.backbones.mmada import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.patches.checkout import Checkout
-from htgrpo_ext.patches.series import Series, chain
+from htgrpo_ext.patches.series import require_applied
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog
@@ -51,9 +50,7 @@ def require_upstream(root: Path = ROOT) -> None:
             raise UserError(
                 f"MaskGRPO's loop was tested with {name} {tested}, {installed} is there: make setup-upstream"
             )
-    checkout, series = Checkout(root / "upstream"), Series.load(root / "patches")
-    if checkout.commit_of(series.base) is None or checkout.head != chain(checkout, series)[-1]:
-        raise UserError(f"{root / 'upstream'}/ is not the pinned MaskGRPO with its patches: make apply-patches")
+    require_applied(root)
     if str(root / "upstream") not in sys.path:
         sys.path.insert(0, str(root / "upstream"))
 
