@@ -25,11 +25,13 @@ from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
 from htgrpo_ext.train.rollout import generate, mean_entropy
 from htgrpo_ext.train.run import (
+    SHOWN,
     Run,
     log_cycle,
     log_update,
     newest_checkpoint,
     open_folder,
+    save_pictures,
     save_shown_rollout,
     train_to_report,
 )
@@ -89,6 +91,8 @@ def train_cycle(run: Run, cycle: int) -> None:
             norm = optimizer_step(run, step)
         log_update(run, step, [updates[k]], results, norm, run.optimizer.param_groups[0]["lr"])
     log_cycle(run, cycle, judged, mean_entropy(rollout, batch))
+    shown_BN = rollout.codes_BN[::G][:SHOWN]
+    save_pictures(run, cycle, prompts[::G][:SHOWN], lambda: run.backbone.decode(shown_BN))
     if cycle == loop.cycles - 1 and run.accelerator.is_main_process:
         save_shown_rollout(settings.folder, prompts[0], judged.reward_B[0].item(), rollout, batch.rank_BN, updates)
 

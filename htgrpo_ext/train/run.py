@@ -5,7 +5,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from htgrpo_ext.backbones.base import Backbone
@@ -25,12 +26,14 @@ from htgrpo_ext.errors import UserError
 from htgrpo_ext.eval.evaluate import evaluate
 from htgrpo_ext.eval.report import write_report
 from htgrpo_ext.eval.summary import write_summary
+from htgrpo_ext.pixels import levels_image, to_levels
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.rewards.mix import Judged, Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog, flatten
 from htgrpo_ext.train.progress import TrainingProgress
 
+SHOWN = 4  # pictures of a cycle that are kept, each of another prompt
 # Between a run and its continuation. Of rewards: where they run and how patiently they are asked, not what they are.
 MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"} | {
     f"reward.{key}" for key in ("on_failure", "max_failed_share", "retries", "deadline", "overlap")
@@ -112,6 +115,24 @@ def save_shown_rollout(
         stages=np.array([update.stage for update in updates]),
     )
     (folder / "rollout.json").write_text(json.dumps({"prompt": prompt["prompt"], "reward": reward}))
+
+
+def save_pictures(run: Run, cycle: int, tasks: Sequence[Mapping], pixels: Callable[[], Tensor]) -> None:
+    """Side by side in pictures/, as often as checkpoints are: what the cycle's first rollouts look like.
+
+    tasks   of the pictures, each at least {"prompt": text}; kept in the file's metadata
+    pixels  gives float32 [len(tasks), 3, H, W] in [-1, 1]; called only when a picture is due
+    """
+    loop = run.settings.loop
+    if not run.accelerator.is_main_process or ((cycle + 1) % loop.save_steps and cycle + 1 != loop.cycles):
+        return
+    folder = run.settings.folder / "pictures"
+    folder.mkdir(exist_ok=True)
+    about = PngInfo()
+    for number, task in enumerate(tasks, 1):
+        about.add_itxt(f"prompt {number}", task["prompt"])
+    row = torch.cat(list(to_levels(pixels())), dim=-1)
+    levels_image(row).save(folder / f"cycle-{cycle + 1:06d}.png", pnginfo=about)
 
 
 def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:

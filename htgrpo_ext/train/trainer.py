@@ -17,7 +17,7 @@ from torch.utils.data import SequentialSampler
 from htgrpo_ext.rewards.mix import Judged, Rewards, pooled
 from htgrpo_ext.train.extension import Extension
 from htgrpo_ext.train.rollout import mean_entropy
-from htgrpo_ext.train.run import Run, log_cycle, log_update, save_shown_rollout
+from htgrpo_ext.train.run import SHOWN, Run, log_cycle, log_update, save_pictures, save_shown_rollout
 
 COMPLETE = "complete"  # the file that says a checkpoint was written to its end
 
@@ -99,6 +99,7 @@ def our_trainer() -> type:
 
         def __init__(self, run: Run, **arguments):
             super().__init__(run, reward_funcs=[self.reward], **arguments)
+            self.model.config.codebook_size = run.backbone.codebook_size  # MaskGRPO reads it; Lumina's lacks it
             self.ref_model = None  # the backbone has the reference policy
             if not hasattr(self.model, "disable_adapter"):  # asked for also where full weights are trained
                 self.model.disable_adapter = nullcontext
@@ -193,8 +194,12 @@ def log_step(trainer, norm: float) -> None:
     cycle = extension.cycle
     entropies = torch.tensor([mean_entropy(micro.rollout, micro.batch) for micro in cycle]).mean(0).tolist()
     number = step // run.settings.loop.updates_per_rollout
-    metrics = pooled([micro.judged.metrics for micro in cycle], trainer.num_generations)
+    G = trainer.num_generations
+    metrics = pooled([micro.judged.metrics for micro in cycle], G)
     log_cycle(run, number, cycle[0].judged._replace(metrics=metrics), tuple(entropies))
+    tasks = [task for micro in cycle for task in micro.tasks[::G]][:SHOWN]
+    shown_BN = torch.cat([micro.rollout.codes_BN[::G] for micro in cycle])[:SHOWN]
+    save_pictures(run, number, tasks, lambda: run.backbone.decode(shown_BN))
     run.seconds.clear()
     if number == run.settings.loop.cycles - 1 and trainer.accelerator.is_main_process:
         first = cycle[0]
@@ -215,6 +220,7 @@ def published_trainer() -> type:
             self._judged: list[Judged] = []
 
         def reward(self, prompts, completions, step, run_name, task, **_) -> list[float]:
+            self._shown = task[:SHOWN], completions[:SHOWN].clone()
             self._judged.append(self.run.rewards.score(task, completions, lambda: completions))
             return self._judged[-1].reward_B.tolist()
 
@@ -246,6 +252,7 @@ def published_trainer() -> type:
                     record = {"kind": "cycle", "cycle": cycle, **metrics, "seconds": {}}
                     self.run.log.write(record, self.state.global_step)
                     self.run.progress.cycle(record)
+                    save_pictures(self.run, cycle, self._shown[0], lambda: self._shown[1])
                     self._judged = []
             super().log(logs, start_time)
 
