@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from upstream_runs import needs_upstream, records, run_python
 
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.train import reference, upstream
 
 pytestmark = needs_upstream
@@ -111,6 +112,23 @@ def test_maskgrpo_fixed_differs_from_maskgrpo_just_where_the_faults_say(checkpoi
     assert faulty[0]["grad_norm"] != fixed[0]["grad_norm"]
     # Whose pi_old is: a pass of its own, against the first update's forward.
     assert records(runs["maskgrpo", 1], "cycle")[0]["forwards"]["old"] > 0
+
+
+@pytest.mark.parametrize("method", ["htgrpo", "maskgrpo-fixed", "unigrpo"])
+def test_a_group_that_no_reward_scored_is_left_out_alike(method, checkpoint, tmp_path, monkeypatch):
+    lost = PromptSources(settings_of(method, checkpoint, tmp_path / "any")).cycle(0)[1]["prompt"]
+
+    def failing(prompts, codes_BN, names):
+        bad_B = torch.tensor([prompt["prompt"] == lost for prompt in prompts])
+        return {
+            name: values.masked_fill(bad_B, torch.nan) for name, values in even_codes(prompts, codes_BN, names).items()
+        }
+
+    monkeypatch.setattr("htgrpo_ext.rewards.mix.score_codes", failing)
+    ours = reference.train(settings_of(method, checkpoint, tmp_path / "reference", *LORA))
+    theirs = upstream.train(settings_of(method, checkpoint, tmp_path / "upstream", *LORA))
+    assert records(theirs, "cycle")[0]["failed_groups"] >= 1
+    assert_same_run(ours, theirs)
 
 
 @pytest.mark.parametrize("method", ["htgrpo", "tracegrpo"])
