@@ -1,0 +1,329 @@
+"""What the scoring and the updates of one cycle cost: MaskGRPO as published beside HT-GRPO, on a CPU.
+
+    scoring_cost.py [--repeats R] [--size WIDTH,LAYERS]...
+
+One prompt, K = 8 updates, G = 9 rollouts, random codes and random unmask steps: rollouts are not measured. Both sides
+are MaskGRPO's own loop on the patched tree, without and with our extension, on a random MMaDA with the real sequence
+(1,283 ids) and vocabulary (134,656), fp32, the same adapters. Each measurement is a process of its own; the two
+methods take turns. MaskGRPO scores its K*G rows in one batch, which no small machine holds: here it goes rollout by
+rollout, 8 rows to score and 1 to update. Needs upstream/ with its patches, and Linux (peak memory from /proc).
+
+G rollouts, K updates, N image tokens, S sequence positions.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ makes the checkpoint and stands in for the decoder
+
+K, G, N, S, VOCABULARY = 8, 9, 1024, 1283, 134_656
+METHODS = {"maskgrpo": "MaskGRPO", "htgrpo": "HT-GRPO"}
+PROMPT = "a photo of the red cat beside two dog"
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "2",
+    "WANDB_MODE": "disabled",
+    "MALLOC_MMAP_MAX_": "0",  # without them, page faults of the wide logits double the time of a forward
+    "MALLOC_TRIM_THRESHOLD_": "40000000000",
+}
+PARTS = ("body forward", "head forward", "body backward", "head backward", "rest")
+
+
+def settings_of(method: str, checkpoint: Path):
+    """Settings of one cycle. Pads are seen, as MaskGRPO has it, so that both read sequences of the same length."""
+    from htgrpo_ext.config import load_settings
+
+    files = [ROOT / "configs" / "model" / "mmada.yaml", ROOT / "configs" / "method" / f"{method}.yaml"]
+    changes = [
+        f"model.checkpoint={checkpoint}",
+        f"out={checkpoint / 'run'}",
+        "model.dtype=float32",
+        "model.attention=as-maskgrpo",
+        "model.activation_checkpointing=false",
+        "model.lora.rank=4",
+        "model.lora.targets=[q_proj, k_proj, v_proj, up_proj]",  # those of MaskGRPO's list that exist
+        "rollout.prompts_per_cycle=1",
+        f"rollout.rollouts_per_prompt={G}",
+        f"loop.updates_per_rollout={K}",
+        "loop.micro_batches=1",
+        "loop.cycles=1",
+    ]
+    return load_settings(files, changes)
+
+
+def make_trainer(settings):
+    """MaskGRPO's trainer as published, or with our extension, as `train/upstream.py` makes them."""
+    import upstream_stub
+
+    from htgrpo_ext.core.estimator import SharedForward
+    from htgrpo_ext.train import upstream
+    from htgrpo_ext.train.run import Run, prompt_pool
+
+    upstream.require_upstream()
+    from grpo.grpo_config import MaskGRPOConfig
+
+    upstream.magvit_class = lambda: upstream_stub.StubDecoder  # no image is decoded here
+    published = upstream.is_published(settings)
+    config = MaskGRPOConfig(
+        **upstream.trainer_config(settings, 1) | (upstream.published_config(settings) if published else {})
+    )
+    config.epsilon_high = None
+    if published:
+        backbone, parts = None, upstream.published_parts(settings, config.device)
+    else:
+        backbone, parts = upstream.our_parts(settings, config.device)
+    run = Run(
+        settings,
+        accelerator=None,
+        backbone=backbone,
+        forward=backbone and SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size),
+        optimizer=None,
+        log=None,
+        progress=None,
+        pool=prompt_pool(settings),
+    )
+    trainer_class = upstream.published_trainer() if published else upstream.our_trainer()
+    trainer = trainer_class(run, args=config, train_dataset=upstream.CycleRows(settings, run.pool), **parts)
+    trainer.create_optimizer()
+    return trainer
+
+
+class Meter:
+    """Rows through the model, and seconds of its parts, by hooks on the model and on its output head."""
+
+    def __init__(self, model):
+        self.rows, self.seconds, self._marks = Counter(), Counter(), {}
+        head = model.get_base_model().model.transformer.ff_out
+        # On PEFT's wrapper: one kind of it calls the forward inside without the hooks there.
+        model.register_forward_pre_hook(self._enter_model, with_kwargs=True)
+        model.register_forward_hook(lambda *_: self._add("model", "model forward"))
+        head.register_forward_pre_hook(lambda *_: self._mark("head"))
+        head.register_forward_hook(lambda *_: self._add("head", "head forward"))
+        head.register_full_backward_pre_hook(lambda *_: self._enter_backward())
+        head.register_full_backward_hook(lambda *_: self._leave_head())
+
+    def _mark(self, name: str) -> None:
+        self._marks[name] = time.perf_counter()
+
+    def _add(self, mark: str, part: str) -> None:
+        self.seconds[part] += time.perf_counter() - self._marks[mark]
+
+    def _enter_model(self, _, arguments, keywords) -> None:
+        import torch
+
+        ids = keywords["input_ids"] if "input_ids" in keywords else arguments[0]
+        assert ids.shape[1] == S
+        self.rows["forward"] += len(ids)
+        self.rows["backward"] += len(ids) * torch.is_grad_enabled()
+        self._mark("model")
+
+    def _enter_backward(self) -> None:
+        self._mark("backward")  # all before it is the backward of loss and log-softmax
+
+    def _leave_head(self) -> None:
+        self._add("backward", "head backward")
+        self._mark("backward")
+
+    def backward(self, loss) -> None:
+        loss.backward()
+        self._add("backward", "body backward")
+
+    def report(self, total: float) -> dict:
+        parts = {part: self.seconds[part] for part in PARTS}
+        parts["body forward"] = self.seconds["model forward"] - parts["head forward"]
+        parts["rest"] = total - sum(parts[part] for part in PARTS[:-1])
+        return {"rows": dict(self.rows), "seconds": total, "parts": parts}
+
+
+def random_rollouts(seed: int):
+    """Codes int64 [G, N], unmask steps int16 [G, N] and advantages float32 [G], the same for both methods."""
+    import torch
+
+    from htgrpo_ext.core.randomness import derived_generator
+
+    generator = derived_generator("scoring cost", seed)
+    codes_GN = torch.randint(8192, (G, N), generator=generator)
+    step_GN = torch.randint(12, (G, N), generator=generator).to(torch.int16)
+    return codes_GN, step_GN, torch.randn(G, generator=generator)
+
+
+def maskgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
+    """Old and reference log-probabilities of each rollout's K masks, then the updates, in MaskGRPO's own functions."""
+    import torch
+
+    model = trainer.model.train()  # as transformers leaves it, for old and reference passes too
+    codes_GN, _, advantage_G = random_rollouts(0)
+    ids_1S = trainer.prepare_inputs_uni([PROMPT], "t2i", codes_GN.device)[0][:1]
+    prompt_1L, codes_GN = ids_1S[:, : S - N - 2], codes_GN + len(trainer.uni_prompting.text_tokenizer)
+    batch = []
+    for g in range(rollouts):
+        ids_1S = ids_1S.clone()
+        ids_1S[:, -N - 1 : -1] = codes_GN[g]
+        ids_K1S, seeds_K = ids_1S.expand(K, 1, -1), torch.randint(0, 2**12, (K,))
+        with torch.no_grad():
+            old_K1N, mask_K1N = trainer._get_per_token_logps(model, ids_K1S, N, seeds_K)
+            with model.disable_adapter():
+                reference_K1N, _ = trainer._get_per_token_logps(model, ids_K1S, N, seeds_K)
+        batch.append(
+            {
+                "prompt_ids": prompt_1L,
+                "completion_ids": codes_GN[g : g + 1],
+                "completion_mask": mask_K1N.int(),
+                "old_per_token_logps": old_K1N,
+                "ref_per_token_logps": reference_K1N,
+                "advantages": advantage_G[g : g + 1],
+                "mask_seeds": seeds_K,
+            }
+        )
+    for k in range(updates):
+        trainer._step = k + 1  # it trains update _step - 1
+        for inputs in batch:
+            meter.backward(trainer.compute_loss(model, inputs) / rollouts)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+
+def htgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
+    """The same by the same functions, whose answers come from the extension; all G rollouts at once."""
+    import torch
+
+    from htgrpo_ext.core.randomness import Draws
+    from htgrpo_ext.core.sampler import Rollout
+    from htgrpo_ext.train.extension import MicroBatch
+    from htgrpo_ext.train.scoring import plan_updates
+
+    settings, extension, model = trainer.run.settings, trainer.extension, trainer.model.eval()
+    codes_GN, step_GN, advantage_G = random_rollouts(0)
+    prompts, draws = trainer.run.backbone.encode_prompts([PROMPT] * G), Draws(settings.seed, 0, [0], G)
+    rollout = Rollout(codes_GN, step_GN, torch.zeros(G, N))
+    batch, planned = plan_updates(settings, rollout, prompts, draws)
+    micro = MicroBatch([{}] * G, prompts, draws, rollout, batch, planned)
+    extension.micro, extension.cycle, extension.results = micro, [micro], []
+    trainer._asked = ["old", "reference"]
+    with torch.no_grad():
+        old, target_KGN = trainer._get_per_token_logps(model, None, N, None)
+        reference, _ = trainer._get_per_token_logps(model, None, N, None)
+    inputs = {
+        "micro_batch": micro,
+        "prompt_ids": prompts.ids_BL,
+        "completion_ids": codes_GN,
+        "completion_mask": target_KGN.int(),
+        "old_per_token_logps": old,
+        "ref_per_token_logps": reference,
+        "advantages": advantage_G,
+        "mask_seeds": [0] * K,  # never read
+    }
+    for k in range(updates):
+        trainer.state.global_step = k
+        meter.backward(trainer.compute_loss(model, inputs))
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+
+CYCLES: dict[str, Callable] = {"maskgrpo": maskgrpo_cycle, "htgrpo": htgrpo_cycle}
+
+
+def resident(field: str) -> float:
+    """VmRSS or VmHWM (the peak since its last reset) of this process, in MiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def measure(method: str, checkpoint: Path) -> dict:
+    """Load, warm up by one update, measure one cycle."""
+    trainer = make_trainer(settings_of(method, checkpoint))
+    meter = Meter(trainer.model)
+    CYCLES[method](trainer, meter, 1, 1)
+    meter.rows.clear()
+    meter.seconds.clear()
+    ctypes.CDLL(None).malloc_trim(0)  # what loading and the warm-up left free must not hide what the cycle takes
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    start = time.perf_counter()
+    CYCLES[method](trainer, meter, G, K)
+    seconds = time.perf_counter() - start
+    assert meter.rows["forward"] and meter.seconds["head backward"], "a hook was never called"
+    return meter.report(seconds) | {"peak": resident("VmHWM") - before}
+
+
+def in_process(method: str, checkpoint: Path) -> dict:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--child", method, str(checkpoint)]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(name: str, first, second, ratio: str = "") -> str:
+    return f"| {name} | {first} | {second} | {ratio} |"
+
+
+def table(runs: dict[str, list[dict]]) -> str:
+    """Medians over the repetitions."""
+    ours, theirs = runs["htgrpo"], runs["maskgrpo"]
+    lines = [row("", METHODS["maskgrpo"], METHODS["htgrpo"], "ratio"), "|---|---|---|---|"]
+
+    def add(name: str, value: Callable[[dict], float], digits: int) -> None:
+        a, b = median(map(value, theirs)), median(map(value, ours))
+        lines.append(row(name, f"{a:,.{digits}f}", f"{b:,.{digits}f}", f"{a / b:.1f}" if b else ""))
+
+    add("forward rows", lambda r: r["rows"]["forward"], 0)
+    add("backward rows", lambda r: r["rows"]["backward"], 0)
+    add("forward-equivalents (backward = 2)", lambda r: r["rows"]["forward"] + 2 * r["rows"]["backward"], 0)
+    add("seconds", lambda r: r["seconds"], 2)
+    for part in PARTS:
+        add(f"- {part}", lambda r, part=part: r["parts"][part], 2)
+    add("peak over the loaded model, MiB", lambda r: r["peak"], 0)
+    pairs = ", ".join(f"{a['seconds'] / b['seconds']:.1f}" for a, b in zip(theirs, ours, strict=True))
+    lines.append(f"\nratio of seconds, pair by pair: {pairs}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from htgrpo_ext.errors import UserError
+
+    parser = argparse.ArgumentParser(description="Scoring and updates of one cycle: MaskGRPO beside HT-GRPO")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--size", action="append", help="WIDTH,LAYERS of the random model (default 32,2)")
+    parser.add_argument("--child", nargs=2, metavar=("METHOD", "CHECKPOINT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child[0], Path(options.child[1]))))
+        return
+    try:
+        from htgrpo_ext.train.upstream import require_upstream
+
+        require_upstream()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    from llada_checkpoints import mmada_checkpoint
+
+    own = K * G * S * VOCABULARY * 4 / 1e9
+    print(f"MaskGRPO's own batch: logits of {K * G} x {S} x {VOCABULARY} in fp32 are {own:.1f} GB; measured by rollout")
+    for size in options.size or ["32,2"]:
+        width, layers = map(int, size.split(","))
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = dict(d_model=width, n_layers=layers, mlp_hidden_size=width * 3 // 2)
+            checkpoint = mmada_checkpoint(Path(folder) / "mmada", **sizes)
+            runs: dict[str, list[dict]] = {method: [] for method in METHODS}
+            for _ in range(options.repeats):
+                for method, results in runs.items():
+                    results.append(in_process(method, checkpoint))
+                    print(f"{size} {METHODS[method]}: {results[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+        print(f"\nwidth {width}, {layers} layers, {options.repeats} interleaved repetitions (medians)\n\n{table(runs)}")
+
+
+if __name__ == "__main__":
+    main()
