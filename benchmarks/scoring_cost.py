@@ -54,6 +54,8 @@ def settings_of(method: str, checkpoint: Path):
         "model.lora.targets=[q_proj, k_proj, v_proj, up_proj]",  # those of MaskGRPO's list that exist
         "rollout.prompts_per_cycle=1",
         f"rollout.rollouts_per_prompt={G}",
+        "prompts=[{format: micro}]",
+        "reward.terms=[{name: verdict, weight: 1.0}]",
         f"loop.updates_per_rollout={K}",
         "loop.micro_batches=1",
         "loop.cycles=1",
@@ -62,38 +64,13 @@ def settings_of(method: str, checkpoint: Path):
 
 
 def make_trainer(settings):
-    """MaskGRPO's trainer as published, or with our extension, as `train/upstream.py` makes them."""
+    """MaskGRPO's trainer as published, or with our extension, as training makes them; no image is decoded here."""
     import upstream_stub
 
-    from htgrpo_ext.core.estimator import SharedForward
     from htgrpo_ext.train import upstream
-    from htgrpo_ext.train.run import Run, prompt_pool
 
-    upstream.require_upstream()
-    from grpo.grpo_config import MaskGRPOConfig
-
-    upstream.magvit_class = lambda: upstream_stub.StubDecoder  # no image is decoded here
-    published = upstream.is_published(settings)
-    config = MaskGRPOConfig(
-        **upstream.trainer_config(settings, 1) | (upstream.published_config(settings) if published else {})
-    )
-    config.epsilon_high = None
-    if published:
-        backbone, parts = None, upstream.published_parts(settings, config.device)
-    else:
-        backbone, parts = upstream.our_parts(settings, config.device)
-    run = Run(
-        settings,
-        accelerator=None,
-        backbone=backbone,
-        forward=backbone and SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size),
-        optimizer=None,
-        log=None,
-        progress=None,
-        pool=prompt_pool(settings),
-    )
-    trainer_class = upstream.published_trainer() if published else upstream.our_trainer()
-    trainer = trainer_class(run, args=config, train_dataset=upstream.CycleRows(settings, run.pool), **parts)
+    upstream.magvit_class = lambda: upstream_stub.StubDecoder
+    trainer = upstream.make_trainer(settings)
     trainer.create_optimizer()
     return trainer
 
@@ -199,6 +176,7 @@ def htgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
 
     from htgrpo_ext.core.randomness import Draws
     from htgrpo_ext.core.sampler import Rollout
+    from htgrpo_ext.rewards.mix import Judged
     from htgrpo_ext.train.extension import MicroBatch
     from htgrpo_ext.train.scoring import plan_updates
 
@@ -208,6 +186,8 @@ def htgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
     rollout = Rollout(codes_GN, step_GN, torch.zeros(G, N))
     batch, planned = plan_updates(settings, rollout, prompts, draws)
     micro = MicroBatch([{}] * G, prompts, draws, rollout, batch, planned)
+    kept_G = torch.ones(G, dtype=torch.bool)
+    micro.judged = Judged(advantage_G, advantage_G, kept_G, any_kept=True, metrics={})
     extension.micro, extension.cycle, extension.results = micro, [micro], []
     trainer._asked = ["old", "reference"]
     with torch.no_grad():

@@ -186,10 +186,10 @@ def published_parts(settings: RunSettings, device: torch.device) -> dict:
     )
 
 
-def train(settings: RunSettings, resume: bool = False) -> Path:
-    """Train in MaskGRPO's loop; evaluate and report as the reference loop does. Returns the run's folder.
+def make_trainer(settings: RunSettings):
+    """MaskGRPO's trainer for a run, as published or with ours in it; its `run` is the run's state. Writes nothing.
 
-    Raises UserError for a missing or unpatched upstream, an impossible batch, or a folder that holds a run.
+    Raises UserError for a missing or unpatched upstream, or settings that cannot be.
     """
     require_upstream()
     from grpo.grpo_config import MaskGRPOConfig
@@ -198,12 +198,13 @@ def train(settings: RunSettings, resume: bool = False) -> Path:
     problems = settings.problems(processes) + (published_problems(settings) if published else [])
     if problems:
         raise UserError("\n".join(problems))
-    checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
     config = MaskGRPOConfig(**trainer_config(settings, processes) | (published_config(settings) if published else {}))
     config.epsilon_high = None  # TRL 0.16 asks for it; MaskGRPO's configuration is older
-    backbone, parts = (
-        (None, published_parts(settings, config.device)) if published else our_parts(settings, config.device)
-    )
+    prompts = PromptSources(settings)
+    if published:
+        backbone, parts = None, published_parts(settings, config.device)
+    else:
+        backbone, parts = our_parts(settings, config.device)
     shown = config.process_index == 0
     run = Run(
         settings,
@@ -213,12 +214,22 @@ def train(settings: RunSettings, resume: bool = False) -> Path:
         optimizer=None,  # likewise
         log=MetricsLog(settings, enabled=shown),
         progress=TrainingProgress(settings, enabled=shown),
-        prompts=PromptSources(settings),
+        prompts=prompts,
         rewards=None,  # likewise
     )
     trainer_class = published_trainer() if published else our_trainer()
-    trainer = trainer_class(run, args=config, train_dataset=CycleRows(settings, run.prompts), **parts)
-    open_folder(run, steps_done(checkpoint) // settings.loop.updates_per_rollout if checkpoint else 0)
+    return trainer_class(run, args=config, train_dataset=CycleRows(settings, prompts), **parts)
+
+
+def train(settings: RunSettings, resume: bool = False) -> Path:
+    """Train in MaskGRPO's loop; evaluate and report as the reference loop does. Returns the run's folder.
+
+    Raises UserError as `make_trainer` does, and for a folder that holds a run.
+    """
+    require_upstream()
+    checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
+    trainer = make_trainer(settings)
+    open_folder(trainer.run, steps_done(checkpoint) // settings.loop.updates_per_rollout if checkpoint else 0)
     return train_to_report(
-        run, lambda: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)), trainer.model
+        trainer.run, lambda: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)), trainer.model
     )
