@@ -133,7 +133,7 @@ test-upstream:  ## Run the tests that need MaskGRPO: UPSTREAM_URL, and MMADA_CHE
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) -m upstream -rs
 
 bench: applied $(READY_UPSTREAM)  ## Measure scoring and update of a cycle, MaskGRPO as published against HT-GRPO
-	@$(BIN)/python benchmarks/scoring_cost.py
+	@$(BIN)/python benchmarks/scoring_cost.py --size 64,4 --repeats 3
 
 lint: $(READY)  ## Check style and formatting
 	@$(BIN)/ruff check .
