@@ -60,6 +60,9 @@ class Checkout:
             tree = self.git("write-tree", "--missing-ok", index=index)
         return self.git("commit-tree", tree, "-p", parent, input=message)
 
+    def is_ancestor(self, ancestor: str, commit: str) -> bool:
+        return not self.git("rev-list", "--max-count=1", ancestor, f"^{commit}")
+
     @property
     def head(self) -> str:
         return self.git("rev-parse", "HEAD")
@@ -72,7 +75,12 @@ class Checkout:
         return bool(self.git("ls-files"))
 
     def move(self, commit: str) -> None:
-        self.git("checkout", "--quiet", "--detach", commit)
+        """Check a commit out. Raises UserError when git cannot; then the checkout stays where it was."""
+        try:
+            self.git("checkout", "--quiet", "--detach", commit)
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or ["git failed"])[-1]
+            raise UserError(f"{self.root}/ cannot be brought to {commit} ({reason})") from None
 
 
 def get(root: Path, url: str | None, commit: str) -> str:
@@ -99,10 +107,7 @@ def get(root: Path, url: str | None, commit: str) -> str:
             raise UserError(f"{url} does not have commit {commit} ({error.stderr.strip()})") from None
     elif checkout.tracked_files_there() and checkout.head == commit:
         return f"{root}/ is at {commit[:12]}"
-    try:
-        checkout.move(commit)
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"{root}/ cannot be brought to {commit} ({error.stderr.strip().splitlines()[-1]})") from None
+    checkout.move(commit)
     if missing := checkout.git("ls-files", "--deleted").splitlines():
         if any(path.endswith(".py") for path in missing):
             raise UserError(f"{url} is incomplete: {missing[0]} cannot be read; take another mirror")

@@ -43,7 +43,12 @@ def call_faults(lines: Sequence[str]) -> list[str]:
     """Calls of `hooks.NAME(...)` in inserted lines that the module does not have, or not with such arguments."""
     module, found = importlib.import_module(HOOK_MODULE), []
     for line in lines:
-        for call in (node for node in ast.walk(ast.parse(line.strip())) if isinstance(node, ast.Call)):
+        try:
+            statement = ast.parse(line.strip())
+        except SyntaxError:
+            found.append(f"`{line.strip()}` is no whole statement")
+            continue
+        for call in (node for node in ast.walk(statement) if isinstance(node, ast.Call)):
             if not (isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "hooks"):
                 continue
             function = getattr(module, call.func.attr, None)

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from htgrpo_ext.errors import UserError
@@ -68,7 +69,7 @@ HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)$")
 
 
 def parse(name: str, text: str) -> Patch:
-    """Read a patch file. Raises UserError, with file and line, for anything but insertions without context."""
+    """Read a patch file. Raises UserError, with file and line, for anything but insertions as `text` writes them."""
     head, _, diff = text.partition("\n---\n")
     subject = re.search(r"^Subject: \[PATCH\] (.+)$", head, re.MULTILINE)
     header = re.match(
@@ -77,26 +78,34 @@ def parse(name: str, text: str) -> Patch:
     if not subject or not header:
         raise UserError(f"patches/{name}: not one patch of one file with full blob ids (write it with export-patches)")
     body = head[subject.end() :].strip("\n")
-    hunks: list[tuple[int, int, list[str]]] = []
+    hunks: list[tuple[int, list[str]]] = []
     first_line = head.count("\n") + 2 + header.group(0).count("\n")
-    for number, line in enumerate(diff[header.end() :].splitlines(), first_line + 1):
+    for number, line in enumerate(diff[header.end() :].removesuffix("\n").split("\n"), first_line + 1):
         match = HUNK.match(line)
         if match and match.group(2) == "0" and not match.group(5):
-            hunks.append((int(match.group(1)), int(match.group(3)), []))
+            hunks.append((int(match.group(1)), []))
         elif hunks and line.startswith("+"):
-            hunks[-1][2].append(line[1:])
+            hunks[-1][1].append(line[1:])
         else:
             raise UserError(f"patches/{name}:{number}: only inserted lines may stand here, without context: {line!r}")
-    made = tuple(Hunk(after, start, tuple(lines)) for after, start, lines in hunks)
-    return Patch(name, subject.group(1), body, *header.groups(), made)
+    made, before = [], 0
+    for after, lines in hunks:
+        made.append(Hunk(after, after + 1 + before, tuple(lines)))
+        before += len(lines)
+    patch = Patch(name, subject.group(1), body, *header.groups(), tuple(made))
+    pairs = zip_longest(text.split("\n"), patch.text().split("\n"))
+    for number, (line, right) in enumerate(pairs, 1):
+        if line != right:
+            raise UserError(f"patches/{name}:{number}: {line!r} should be {right!r} (write it with export-patches)")
+    return patch
 
 
 def insert(old: str, hunks: Sequence[Hunk]) -> str:
     """`old` with the hunks' lines inserted."""
-    lines = old.splitlines()
+    lines = old.split("\n")  # not splitlines: to git a form feed ends no line
     for hunk in reversed(hunks):
         lines[hunk.after : hunk.after] = hunk.lines
-    return "\n".join(lines) + ("\n" if old.endswith("\n") or not old else "")
+    return "\n".join(lines)
 
 
 def insertions(old: str, new: str) -> list[Hunk] | None:
@@ -105,10 +114,11 @@ def insertions(old: str, new: str) -> list[Hunk] | None:
         a, b = Path(folder, "a"), Path(folder, "b")
         a.write_text(old, newline="")
         b.write_text(new, newline="")
-        command = ["git", "diff", "--no-index", "-U0", "--no-color", "--no-ext-diff", str(a), str(b)]
-        diff = subprocess.run(command, capture_output=True, text=True).stdout
+        # --minimal: git's quick diff may delete and add again where inserting would do.
+        command = ["git", "diff", "--no-index", "-U0", "--minimal", "--no-color", "--no-ext-diff", "--text"]
+        diff = subprocess.run([*command, str(a), str(b)], capture_output=True).stdout.decode()
     hunks: list[tuple[int, int, list[str]]] = []
-    for line in diff.splitlines()[4:]:
+    for line in diff.removesuffix("\n").split("\n")[4:]:
         match = HUNK.match(line)
         if match:
             if match.group(2) != "0":

@@ -45,8 +45,11 @@ class Series:
             (self.folder / patch.name).write_text(patch.text())
 
 
-def chain(checkout: Checkout, series: Series) -> list[str]:
-    """The commits of the series on its own base, exact to the blob. Raises UserError where they cannot be."""
+def chain(checkout: Checkout, series: Series, placed: bool = True) -> list[str]:
+    """The commits of the series on its own base, exact to the blob. Raises UserError where they cannot be.
+
+    placed  the lines must stand in the functions of Hook-In
+    """
     commits = [series.base]
     for patch in series.patches:
         blob = checkout.blob_of(commits[-1], patch.path)
@@ -55,7 +58,7 @@ def chain(checkout: Checkout, series: Series) -> list[str]:
         new_blob = checkout.write(insert(checkout.read(blob), patch.hunks))
         if new_blob != patch.new_blob:
             raise UserError(f"patches/{patch.name} does not give the {patch.path} that it records")
-        if fault := misplaced(patch, patch.hunks, checkout.read(new_blob)):
+        if placed and (fault := misplaced(patch, patch.hunks, checkout.read(new_blob))):
             raise UserError(f"patches/{patch.name}: {fault}")
         commits.append(checkout.commit(commits[-1], patch.path, new_blob, patch.message))
     return commits
@@ -103,11 +106,21 @@ def export(checkout: Checkout, series: Series) -> Series:
     """The series as the commits on top of the base now are; each must be one insert-only change of one file."""
     require_base(checkout, series)
     refuse_changes(checkout)
+    patches = patches_on(checkout, series, series.base)
+    if not patches:
+        raise UserError(f"{checkout.root}/ has no commit on top of {series.base[:12]}: run `make apply-patches` first")
+    return replace(series, patches=tuple(patches))
+
+
+def patches_on(checkout: Checkout, series: Series, base: str) -> list[Patch]:
+    """The commits from `base` to HEAD as patches, with the names that the series has for their subjects."""
     names = {patch.subject: patch.name for patch in series.patches}
-    commits = checkout.git("rev-list", "--reverse", f"{series.base}..HEAD").splitlines()
-    patches, parent = [], series.base
+    commits = checkout.git("rev-list", "--reverse", f"{base}..HEAD").splitlines()
+    patches, parent = [], base
     for number, commit in enumerate(commits, 1):
         subject, _, body = checkout.git("show", "-s", "--format=%B", commit).partition("\n")
+        if subject in {patch.subject for patch in patches}:
+            raise UserError(f"two commits have the subject `{subject}`: each patch needs its own")
         name = names.get(subject) or f"{number:04d}-{re.sub('[^a-z0-9]+', '-', subject.lower()).strip('-')[:50]}.patch"
         paths = checkout.git("diff", "--name-only", parent, commit).splitlines()
         if len(paths) != 1:
@@ -121,7 +134,7 @@ def export(checkout: Checkout, series: Series) -> Series:
             raise UserError(f"commit {commit[:12]} ({subject}): {fault}")
         patches.append(patch)
         parent = commit
-    return replace(series, patches=tuple(patches))
+    return patches
 
 
 def merge(checkout: Checkout, ours: str, base: str, theirs: str) -> str | None:
@@ -160,22 +173,36 @@ def moved(checkout: Checkout, patch: Patch, onto: str, by_hand: str | None) -> t
     raise UserError(fault)
 
 
+def stopped_with(checkout: Checkout, series: Series, target: str) -> list[Patch]:
+    """The patches that an earlier try moved before it stopped. Raises UserError if no try stopped here."""
+    if checkout.is_ancestor(target, "HEAD"):
+        patches = patches_on(checkout, series, target)
+        if [patch.name for patch in patches] == [patch.name for patch in series.patches[: len(patches)]]:
+            return patches
+    raise UserError(f"{checkout.root}/ is not where a move to {target[:12]} stopped: start it without CONTINUE=1")
+
+
 def rebase(checkout: Checkout, series: Series, to: str, resume: bool) -> Series:
     """Move the series to another commit of upstream: the new series, with the checkout at its end.
 
-    resume  the checkout holds, uncommitted, the file that an earlier try asked somebody to edit
+    resume  an earlier try stopped here, with the patches that it moved as commits on the target; what somebody was
+            asked to edit is there, uncommitted
 
     Where a patch cannot be moved, the checkout is left with those before it, and the error says what to do.
     """
     require_base(checkout, series)
-    target = checkout.commit_of(to) or checkout.commit_of(f"origin/{to}")
+    # The clone's own branches stay behind when it fetches.
+    target = checkout.commit_of(f"origin/{to}") or checkout.commit_of(to)
     if target is None:
         raise UserError(f"{checkout.root}/ has no commit `{to}`: `git -C {checkout.root} fetch` it first")
-    if not resume:
+    # Writes the blobs that the merges need. Hook-In may have been changed to what the target has.
+    chain(checkout, series, placed=not resume)
+    if resume:
+        commit, patches = checkout.head, stopped_with(checkout, series, target)
+    else:
         refuse_changes(checkout)
-    chain(checkout, series)  # writes the blobs that the merges need
-    commit, patches = target, []
-    for patch in series.patches:
+        commit, patches = target, []
+    for patch in series.patches[len(patches) :]:
         file = checkout.root / patch.path
         edited = resume and patch.path in checkout.changed_files() and file.exists()
         try:
