@@ -10,6 +10,7 @@ from micro_runs import CONFIGS, even_codes, tiny_checkpoint, tiny_settings
 from safetensors.torch import load_file
 from upstream_runs import needs_upstream, records, run_python
 
+from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.train import reference, upstream
@@ -147,10 +148,7 @@ def test_a_resumed_run_goes_on_to_the_same_numbers(method, checkpoint, tmp_path)
 
 
 def arguments(method: str, checkpoint: Path, out: Path, *more: str) -> list[str]:
-    settings = settings_of(method, checkpoint, out, *more)
-    from htgrpo_ext.config import save_settings
-
-    save_settings(settings, out.with_suffix(".yaml"))
+    save_settings(settings_of(method, checkpoint, out, *more), out.with_suffix(".yaml"))
     return [str(out.with_suffix(".yaml")), "--loop", "upstream"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.train.upstream import TESTED, require_upstream
+from htgrpo_ext.train.upstream import require_upstream
 
 ROOT = Path(__file__).parents[1]
 UPSTREAM = ROOT / "upstream"
@@ -53,6 +53,3 @@ def run_python(script: Path, *arguments: str, launcher: tuple[str, ...] = (), en
 def records(folder: Path, kind: str) -> list[dict]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
-
-
-__all__ = ["REASON", "TESTED", "UPSTREAM", "needs_upstream", "records", "run_python"]
