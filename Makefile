@@ -11,6 +11,8 @@ UPSTREAM_URL ?=
 TO ?=
 CONTINUE ?=
 ABLATION ?=
+# A file of configs/reward instead of the model's own rewards.
+REWARD ?=
 SEED ?= 0
 SET ?=
 RESUME ?=
@@ -27,6 +29,8 @@ TEST_JOBS ?= 2
 VENV := .venv
 READY := $(VENV)/.ready
 READY_UPSTREAM := $(VENV)/.ready-upstream
+READY_CLIP := $(VENV)/.ready-clip
+TEST_CLIP := $(VENV)/clip/.ready
 BIN := $(VENV)/bin
 # Where to look for PyTorch besides PyPI. Linux without a GPU: https://download.pytorch.org/whl/cpu saves gigabytes.
 TORCH_INDEX ?=
@@ -46,12 +50,14 @@ $(call check,MODEL,model)
 $(call check,METHOD,method)
 $(call check,METHODS,method)
 $(call check,ABLATION,ablation)
+$(call check,REWARD,reward)
 $(if $(filter-out reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: reference upstream)))
 $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
 endif
 
-MODEL_FILE := configs/model/$(MODEL).yaml
-FILES := $(MODEL_FILE) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
+REWARD_FILE := $(addprefix configs/reward/,$(addsuffix .yaml,$(REWARD)))
+MODEL_FILES := configs/model/$(MODEL).yaml $(REWARD_FILE)
+FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
 SETS := $(if $(CHECKPOINT),--set 'model.checkpoint=$(CHECKPOINT)') $(foreach s,$(SET),--set '$(s)')
 HTGRPO := $(if $(filter-out none,$(LAUNCH)),accelerate launch --config_file configs/accelerate/$(LAUNCH).yaml \
 	-m htgrpo_ext.cli,htgrpo)
@@ -60,7 +66,7 @@ empty :=
 comma := ,
 
 .PHONY: help setup train plan compare test lint pretrain-micro clean \
-	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream \
+	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench
 
 help:  ## Show this
@@ -70,6 +76,7 @@ help:  ## Show this
 	@echo "MODEL     $(call known,model)"
 	@echo "METHOD    $(METHODS_KNOWN)"
 	@echo "ABLATION  $(call known,ablation)"
+	@echo "REWARD    $(call known,reward)"
 	@echo "SET       \"key=value key.sub=value\", over the files in configs/"
 
 setup: $(READY)  ## Make the virtual environment in .venv
@@ -92,17 +99,30 @@ $(READY_UPSTREAM): $(READY)
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
-train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## Train: MODEL, METHOD, ABLATION, SEED, LOOP, LAUNCH, CHECKPOINT, SET, RESUME=1
+setup-clip: $(READY_CLIP)  ## Add to it what the rewards clip and aesthetic need in process: open_clip
+
+# torchvision has to be of the same build as torch, so it is looked for where torch was.
+$(READY_CLIP): $(READY)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[clip]" $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	@touch $@
+
+# For tests only, beside the environment and not in it: see tests/open_clip_here.py.
+$(TEST_CLIP): $(READY)
+	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt --target $(VENV)/clip \
+		open_clip_torch torchvision timm ftfy wcwidth
+	@touch $@
+
+train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## Train: MODEL, METHOD, REWARD, ABLATION, SEED, LOOP, LAUNCH, CHECKPOINT, SET, RESUME=1
 	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(RESUME),--resume)
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
-compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, SET
-	@$(BIN)/htgrpo compare $(MODEL_FILE) --methods $(subst $(empty) $(empty),$(comma),$(strip $(METHODS))) \
+compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
+	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods $(subst $(empty) $(empty),$(comma),$(strip $(METHODS))) \
 		--seeds $(SEEDS) --jobs $(JOBS) --set loop.cycles=$(CYCLES) $(SETS)
 
-test: $(READY)  ## Run the tests
+test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 
 upstream:  ## Bring MaskGRPO's pinned commit into upstream/: UPSTREAM_URL=/path/or/url for a mirror

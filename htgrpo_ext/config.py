@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -220,5 +220,15 @@ def _other_problems(tree: dict, bad: Sequence[Keys], processes: int) -> list[str
 
 
 def _unchecked(annotation: Any, value: Any) -> Any:
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation.model_construct(**value) if is_section else value
+    """`value` as the sections that it would be if all were right; also within lists, mappings and `Section | None`."""
+    inner = get_args(annotation)
+    if isinstance(value, list):
+        return [_unchecked(inner[0] if inner else None, each) for each in value]
+    if get_origin(annotation) is dict and isinstance(value, dict):
+        return {key: _unchecked(inner[1], each) for key, each in value.items()}
+    section = _section_in(annotation)
+    if section is None or not isinstance(value, dict):
+        return value
+    fields = section.model_fields
+    given = {key: _unchecked(fields[key].annotation if key in fields else None, each) for key, each in value.items()}
+    return section.model_construct(**given)

@@ -29,7 +29,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
-IN_PROCESS = ("partial", "verdict")  # rewards that need no server
+MICRO_REWARDS = ("partial", "verdict")  # of the micro world; the run reads them off the codes themselves
+IN_PROCESS = ("aesthetic", "clip", *MICRO_REWARDS)  # rewards that need no server; the others' packages want their own
 
 
 class Section(BaseModel):
@@ -149,6 +150,8 @@ class RewardTerm(Section):
     scale: PositiveFloat = 1.0
     url: str | None = None
     protocol: Literal["json", "reward-server-pickle"] = "json"
+    options: dict[str, str | int | float | bool] = {}
+    device: str | None = None
     batch_size: PositiveInt = 16
     timeout: PositiveFloat = 60.0
 
@@ -167,6 +170,8 @@ class RewardTerm(Section):
             raise ValueError(f"url must begin with http:// or https:// (got {self.url!r})")
         if self.url is None and self.protocol != "json":
             raise ValueError(f"protocol {self.protocol} needs the url of a server")
+        if (self.options or self.device) and (self.url is not None or self.name in MICRO_REWARDS):
+            raise ValueError(f"options and device are of a model in this process, which reward `{self.name}` has not")
         return self
 
 
@@ -245,4 +250,10 @@ class RunSettings(Section):
                 "micro-batches (rollout.prompts_per_cycle, loop.micro_batches)"
             )
         found += self.model.problems()
+        if self.model.name != "micro":
+            found += [
+                f"reward `{term.name}` judges the micro world's codes, not images of {self.model.name} (reward.terms)"
+                for term in self.reward.terms
+                if term.name in MICRO_REWARDS and term.url is None
+            ]
         return found

@@ -19,6 +19,8 @@ from peft import LoraConfig  # noqa: E402
 from training.prompting_utils import UniversalPrompting  # noqa: E402
 from transformers import AutoTokenizer, set_seed  # noqa: E402
 
+from htgrpo_ext.pixels import to_levels  # noqa: E402
+
 assert not hasattr(sys.modules["grpo.mask_grpo_trainer"], "hooks"), "that checkout is patched"
 with open(settings_file) as file:
     settings = json.load(file)
@@ -33,7 +35,7 @@ for prompt, place in zip(in_order, shuffled.tolist(), strict=True):
 
 
 def reward(prompts, completions, **_):
-    return upstream_stub.brightness(completions).tolist()
+    return upstream_stub.brightness(to_levels(completions))
 
 
 set_seed(settings["args"]["seed"])

@@ -17,7 +17,7 @@ from grpo.mask_grpo_trainer import MaskGRPOTrainer  # noqa: E402
 
 seen = upstream_stub.watch(MaskGRPOTrainer)
 upstream.magvit_class = lambda: upstream_stub.StubDecoder
-mix.score_codes = lambda tasks, pixels, names: {name: upstream_stub.brightness(pixels) for name in names}
+mix.load_scorer = lambda term, device: upstream_stub.Brightness()
 to_report = upstream.train_to_report
 
 

@@ -143,7 +143,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_pat
         ("method=htgrpo", "method must be a section of settings (got 'htgrpo')"),
         (
             "reward.terms=[{name: hpsv3, weight: 1}]",
-            "reward.terms.0: reward `hpsv3` needs the url of a server (in process: partial, verdict)",
+            "reward.terms.0: reward `hpsv3` needs the url of a server (in process: aesthetic, clip, partial, verdict)",
         ),
         (
             "reward.terms=[{name: clip, weight: 1, url: '127.0.0.1:80'}]",
@@ -152,6 +152,14 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_pat
         (
             "reward.terms=[{name: verdict, weight: 1, protocol: reward-server-pickle}]",
             "reward.terms.0: protocol reward-server-pickle needs the url of a server",
+        ),
+        (
+            "reward.terms=[{name: clip, weight: 1, url: 'http://h:80', options: {model: x}}]",
+            "reward.terms.0: options and device are of a model in this process, which reward `clip` has not",
+        ),
+        (
+            "reward.terms=[{name: verdict, weight: 1, device: cpu}]",
+            "reward.terms.0: options and device are of a model in this process, which reward `verdict` has not",
         ),
         ("reward.terms=[{name: clip, weigth: 1, weight: 1}]", "unknown key `weigth` (did you mean `weight`?)"),
         ("reward.terms=[]", "reward.terms: no reward is given"),
@@ -248,3 +256,26 @@ def test_files_that_cannot_be_read_are_one_line_each(tmp_path):
         "--set seed: expected key=value, such as loop.cycles=2",
         "--set seed=[1: not valid YAML (expected ',' or ']', but got '<stream end>')",
     ]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("reward/*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("model", ["micro", "lumina"])
+def test_every_reward_file_goes_with_every_model(model, file):
+    settings = load_settings([CONFIGS / "model" / f"{model}.yaml", file, HTGRPO])
+    assert [t.name for t in settings.reward.terms] == [
+        t["name"] for t in yaml.safe_load(file.read_text())["reward"]["terms"]
+    ]
+
+
+@pytest.mark.parametrize("model", ["mmada", "lumina"])
+def test_real_models_have_the_papers_reward(model):
+    files = [CONFIGS / "model" / f"{model}.yaml", HTGRPO]
+    assert load_settings(files).reward == load_settings([*files, CONFIGS / "reward/paper.yaml"]).reward
+
+
+def test_the_micro_verifier_is_refused_for_other_models():
+    lumina = CONFIGS / "model/lumina.yaml"
+    found = errors([lumina, HTGRPO], ["reward.terms=[{name: partial, weight: 1}]"])
+    assert found == ["reward `partial` judges the micro world's codes, not images of lumina (reward.terms)"]
+    both = errors([lumina, HTGRPO], ["reward={terms: [{name: partial, weight: 1}]}", "loop.cycles=0"])
+    assert len(both) == 2 and both[1] == found[0]

@@ -8,6 +8,7 @@ from micro_runs import CONFIGS
 from PIL import Image
 from safetensors.torch import load_file
 from upstream_runs import needs_upstream, records
+from upstream_stub import Brightness
 
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.train import upstream
@@ -27,7 +28,7 @@ TINY = [
     "loop.learning_rate=1.0e-3",
     "log.tensorboard=false",
     "prompts=[{format: micro}]",
-    "reward.terms=[{name: verdict, weight: 1.0}]",
+    "reward.terms=[{name: clip, weight: 1.0}]",
 ]
 LAYOUT = {"mmada": ["model.prompt_length=20"], "lumina": ["model.height=96", "model.width=64"]}
 
@@ -35,8 +36,7 @@ LAYOUT = {"mmada": ["model.prompt_length=20"], "lumina": ["model.height=96", "mo
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     """A reward that random images differ in, and for MMaDA a decoder in place of MAGVITv2's 15 s an image."""
-    even = lambda prompts, codes_BN, names: {name: (codes_BN % 2).float().mean(-1) for name in names}  # noqa: E731
-    monkeypatch.setattr("htgrpo_ext.rewards.mix.score_codes", even)
+    monkeypatch.setattr("htgrpo_ext.rewards.mix.load_scorer", lambda term, device: Brightness())
     grey = lambda self, codes_BN: (codes_BN.view(-1, 1, 32, 32) / 4096.0 - 1).expand(-1, 3, -1, -1)  # noqa: E731
     monkeypatch.setattr("htgrpo_ext.backbones.mmada.MMaDABackbone.decode", grey)
 

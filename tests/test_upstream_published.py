@@ -29,7 +29,7 @@ SETTINGS = [
     "loop.learning_rate=1.0e-3",
     "log.tensorboard=false",
     "prompts=[{format: micro}]",
-    "reward.terms=[{name: verdict, weight: 1.0}]",
+    "reward.terms=[{name: clip, weight: 1.0}]",
 ]
 
 

@@ -15,9 +15,18 @@ class StubDecoder(nn.Module):
         return (codes_BN.float() / 8191 * 2 - 1).view(len(codes_BN), 1, 32, 32).expand(-1, 3, -1, -1)
 
 
-def brightness(pixels: Tensor) -> Tensor:
-    """A reward that random images differ in. float32 [B]"""
-    return pixels.flatten(1).mean(-1) * 100
+def brightness(levels: Tensor) -> list[float]:
+    """A reward that random images differ in, from uint8 [B, 3, H, W]; exact, however images are batched."""
+    return levels.flatten(1).double().mean(-1).tolist()
+
+
+class Brightness:
+    """In place of the model that `clip` is."""
+
+    rewards = ("clip",)
+
+    def score(self, prompts, images) -> dict[str, list[float]]:
+        return {"clip": brightness(torch.stack(list(images)))}
 
 
 def watch(trainer_class: type) -> dict[str, list]:

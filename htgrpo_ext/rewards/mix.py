@@ -29,7 +29,8 @@ from htgrpo_ext.errors import UserError
 from htgrpo_ext.pixels import encode_png, to_levels
 from htgrpo_ext.rewards.client import RewardClient, RewardFailure
 from htgrpo_ext.rewards.micro import score_codes
-from htgrpo_ext.settings import RewardSettings
+from htgrpo_ext.rewards.scorers import Scorer, check_options, scorer_class
+from htgrpo_ext.settings import MICRO_REWARDS, RewardSettings, RewardTerm
 
 WINDOW = 50  # rollout batches that `max_failed_share` is a share of
 GRACE = 5.0  # seconds after the deadline in which the servers' thread must have noticed it
@@ -79,6 +80,8 @@ class Rewards:
         self._loop: asyncio.AbstractEventLoop | None = None
         served = [term for term in settings.terms if term.url is not None]
         self._clients = {term.name: RewardClient(term, settings.retries, sleep) for term in served}
+        held = [term for term in settings.terms if term.url is None and term.name not in MICRO_REWARDS]
+        self._scorers = {term.name: load_scorer(term, accelerator.device) for term in held}
         if served:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True).start()
@@ -99,16 +102,14 @@ class Rewards:
         """
         latest = time.monotonic() + self.settings.deadline
         pending = Pending({}, {}, len(prompts), latest)
-        if self._clients:
-            levels = to_levels(images())
-            for name, client in self._clients.items():
-                pending.asked[name] = self._run(self._ask(client, prompts, levels, latest))
+        levels_B3HW = to_levels(images()) if self._clients or self._scorers else None
+        for name, client in self._clients.items():
+            pending.asked[name] = self._run(self._ask(client, prompts, levels_B3HW, latest))
         for term in self.settings.terms:
             if term.name in self._clients:
                 continue
             try:
-                scores = score_codes(prompts, codes_BN, [term.name])[term.name].tolist()
-                pending.known[term.name] = (scores, [])
+                pending.known[term.name] = (self._score_here(term, prompts, codes_BN, levels_B3HW), [])
             except Exception as error:  # as for a server: the others must not be left waiting at the gather
                 why = f"reward {term.name}: {type(error).__name__}: {error}"
                 pending.known[term.name] = ([None] * len(prompts), [why])
@@ -149,6 +150,19 @@ class Rewards:
     def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Judged:
         """`begin` and `finish` in one."""
         return self.finish(self.begin(prompts, codes_BN, images))
+
+    def _score_here(
+        self, term: RewardTerm, prompts: Sequence[dict], codes_BN: Tensor, levels_B3HW: Tensor | None
+    ) -> list[float]:
+        if term.name not in self._scorers:
+            return score_codes(prompts, codes_BN, [term.name])[term.name].tolist()
+        scores: list[float] = []
+        for start in range(0, len(prompts), term.batch_size):
+            part = slice(start, start + term.batch_size)
+            scores += self._scorers[term.name].score(prompts[part], list(levels_B3HW[part]))[term.name]
+        if len(scores) != len(prompts):
+            raise ValueError(f"{len(scores)} scores for {len(prompts)} images")
+        return scores
 
     def _run(self, coroutine) -> Future:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -197,6 +211,18 @@ class Rewards:
                 f"than {share:g} of {WINDOW} (reward.max_failed_share); the last: {_first(reasons)}. "
                 "--resume goes on from the last checkpoint"
             )
+
+
+def load_scorer(term: RewardTerm, device: torch.device) -> Scorer:
+    """The model of a reward that this process holds. Raises UserError."""
+    scorer = scorer_class(term.name)
+    check_options(scorer, term.name, term.options)
+    try:
+        device = torch.device(term.device or device)
+    except RuntimeError:
+        raise UserError(f"reward {term.name}: unknown device `{term.device}` (cpu, cuda, cuda:1 ..)") from None
+    with torch.random.fork_rng():  # what a model is initialised with before its weights are loaded
+        return scorer(device, **term.options)
 
 
 def pooled(parts: Sequence[dict], rollouts_per_prompt: int) -> dict:

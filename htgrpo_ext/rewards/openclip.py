@@ -1,0 +1,59 @@
+"""A model of open_clip as rewards use it: unit vectors of pictures and of texts.
+
+B images or texts, D dimensions of the common space.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.pixels import levels_image
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class OpenClip:
+    """model, weights and dtype as in the scorer `clip`. Raises UserError if the model cannot be had as asked for."""
+
+    def __init__(self, device: torch.device, model: str, weights: str | None, dtype: str):
+        try:
+            import open_clip
+        except (ImportError, RuntimeError) as error:  # torchvision raises the latter beside another build of torch
+            raise UserError(
+                f"open_clip cannot be imported ({str(error).splitlines()[0]}); make setup-clip installs it"
+            ) from None
+        if dtype not in PRECISIONS:
+            raise UserError(f"clip: unknown dtype `{dtype}` (one of {', '.join(PRECISIONS)})")
+        self.device = device
+        self.dtype = getattr(torch, dtype)
+        try:
+            with warnings.catch_warnings():
+                # open_clip only warns of it, and the numbers are wrong: OpenAI's weights are for the -quickgelu names.
+                warnings.filterwarnings("error", message="QuickGELU mismatch")
+                self.model, self.preprocess = open_clip.create_model_from_pretrained(
+                    model, weights, precision=PRECISIONS[dtype], device=device
+                )
+            self.tokenizer = open_clip.get_tokenizer(model)
+        except UserWarning:
+            raise UserError(
+                f"clip: weights `{weights}` were trained with another activation than model `{model}` has "
+                "(OpenAI's need a model whose name ends in -quickgelu)"
+            ) from None
+        except Exception as error:  # open_clip's own are of many kinds, a failed download among them
+            raise UserError(f"clip: {model} with weights {weights}: {' '.join(str(error).split())[:300]}") from None
+        self.model.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Tensor]) -> Tensor:
+        """Unit vectors float32 [B, D] of pictures uint8 [3, H, W], prepared by open_clip's own transform."""
+        pixels = torch.stack([self.preprocess(levels_image(image)) for image in images])
+        return normalize(self.model.encode_image(pixels.to(self.device, self.dtype)).float(), dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors float32 [B, D]; a text longer than the model reads (77 tokens in CLIP) is cut."""
+        return normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)
