@@ -1,0 +1,94 @@
+"""What `reward.overlap` gains: cycles of one run whose reward server takes its time, overlapped and not, in pairs.
+
+    .venv/bin/python benchmarks/reward_overlap.py --method htgrpo --seconds 1
+
+The server sleeps, as one on another GPU looks from here. Both runs of a pair have the same seed; which goes first
+alternates. The first cycle of each run, which also opens connections, is left out.
+"""
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import torch
+
+from htgrpo_ext.config import load_settings
+from htgrpo_ext.train.reference import train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CYCLES = 4
+
+
+class Slow:
+    """A reward model that takes a fixed time for a batch: mean brightness."""
+
+    rewards = ("slow",)
+
+    def __init__(self, device: torch.device, seconds: float):
+        self.seconds = seconds
+
+    def score(self, prompts, images) -> dict[str, list[float]]:
+        time.sleep(self.seconds)
+        return {"slow": [image.float().mean().item() for image in images]}
+
+
+def seconds_of_a_cycle(method: str, url: str, overlap: bool, out: Path) -> float:
+    """Median over cycles, of all parts together."""
+    term = f"{{name: slow, weight: 1.0, url: '{url}', batch_size: 1000}}"
+    sets = [f"reward.terms=[{term}]", f"reward.overlap={str(overlap).lower()}", f"loop.cycles={CYCLES}", f"out={out}"]
+    sets += ["eval.prompts_per_task=1", "eval.images_per_prompt=1", "log.tensorboard=false"]
+    train(load_settings([CONFIGS / "model/micro.yaml", CONFIGS / f"method/{method}.yaml"], sets))
+    records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    cycles = [sum(r["seconds"].values()) for r in records if r["kind"] == "cycle"]
+    return statistics.median(cycles[1:])
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    while server.poll() is None:
+        try:
+            httpx.get(f"{url}/health", trust_env=False)
+            return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    sys.exit("the server did not start")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="htgrpo")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that the server takes for a batch")
+    parser.add_argument("--pairs", type=int, default=5)
+    arguments = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "htgrpo_ext.cli", "serve-reward", f"{__file__}:Slow", "--port", str(port)]
+    server = subprocess.Popen([*command, "--batch-size", "1000", "--set", f"seconds={arguments.seconds}"])
+    try:
+        wait_for(url, server)
+        pairs = []
+        with tempfile.TemporaryDirectory() as folder:
+            for i in range(arguments.pairs):
+                pair = {}
+                for overlap in (True, False) if i % 2 else (False, True):
+                    pair[overlap] = seconds_of_a_cycle(arguments.method, url, overlap, Path(folder, f"{i}-{overlap}"))
+                pairs.append(pair)
+                print(f"pair {i + 1}: {pair[False]:.2f} s a cycle one after the other, {pair[True]:.2f} s overlapped")
+    finally:
+        server.terminate()
+        server.wait()
+    gain = statistics.median(pair[False] / pair[True] for pair in pairs)
+    saved = statistics.median(pair[False] - pair[True] for pair in pairs)
+    print(f"{arguments.method}, a server of {arguments.seconds:g} s: {gain:.2f} times as fast, {saved:.2f} s saved a cycle")
+
+
+if __name__ == "__main__":
+    main()
