@@ -15,6 +15,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
+app.add_typer(prompts_app, name="prompts")
 
 Files = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, later ones winning.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
@@ -147,6 +149,21 @@ def pretrain_micro(
     from htgrpo_ext.micro.pretrain import pretrain
 
     pretrain(out, seed, steps, placement=placement.value)
+
+
+@prompts_app.command("geneval-train")
+def prompts_geneval_train(
+    n: Annotated[int, typer.Option("--n", min=1, help="Lines to write.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    exclude: Annotated[Path, typer.Option(help="GenEval's own prompts, which are kept out.")] = Path(
+        "upstream/dataset/GenEval/evaluation_metadata.jsonl"
+    ),
+) -> None:
+    """Write a set of prompts like GenEval's to train on, without GenEval's."""
+    from htgrpo_ext.prompts.geneval import write_training_set
+
+    print(write_training_set(n, seed, exclude, out))
 
 
 @app.command()
