@@ -87,7 +87,7 @@ def main() -> None:
         server.wait()
     gain = statistics.median(pair[False] / pair[True] for pair in pairs)
     saved = statistics.median(pair[False] - pair[True] for pair in pairs)
-    print(f"{arguments.method}, a server of {arguments.seconds:g} s: {gain:.2f} times as fast, {saved:.2f} s saved a cycle")
+    print(f"{arguments.method}, a server of {arguments.seconds:g} s: {gain:.2f} times as fast, {saved:.2f} s a cycle")
 
 
 if __name__ == "__main__":

@@ -166,6 +166,30 @@ def prompts_geneval_train(
     print(write_training_set(n, seed, exclude, out))
 
 
+@app.command("serve-reward")
+def serve_reward(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE.py:CLASS", help="A reward, or a class of your own.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or cuda:0,cuda:1: one worker each. [default: cuda:0 if there is one]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at once, at most.")] = 16,
+    wait_ms: Annotated[float, typer.Option(min=0, help="How long a batch waits for more, at most.")] = 5.0,
+    max_mib: Annotated[float, typer.Option(min=0.001, help="Size of a request, at most.")] = 64.0,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="The reward's own.")] = None,
+) -> None:
+    """Serve a reward over HTTP, until Control-C; HTGRPO_REWARD_TOKEN is the bearer token to ask for, if set."""
+    from htgrpo_ext.config import read_options
+
+    try:
+        from htgrpo_ext.rewards.server import serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name} (pip install 'htgrpo-ext[serve]')") from None
+
+    serve(name, port, host, device, batch_size, wait_ms, max_mib, read_options(set_ or []))
+
+
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
     """Write report.html of a finished run anew."""

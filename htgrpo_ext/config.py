@@ -74,6 +74,14 @@ def load_settings(files: Sequence[Path], overrides: Sequence[str] = (), processe
     return settings
 
 
+def read_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` each, the value YAML, as a mapping; the last of a key counts. Raises UserError."""
+    options: dict[str, Any] = {}
+    for override in overrides:
+        options |= _read_override(override)
+    return options
+
+
 def save_settings(settings: RunSettings, path: Path) -> None:
     """Write the resolved settings as YAML that `load_settings` reads back; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

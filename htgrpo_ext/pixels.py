@@ -4,6 +4,8 @@ B images, H x W pixels.
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,11 +40,29 @@ def encode_png(levels_3HW: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def png_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a PNG says it has, nothing unfolded. Raises ValueError for anything else."""
+    with _opened(data) as image:
+        return image.height, image.width
+
+
 def decode_png(data: bytes) -> Tensor:
-    """Levels uint8 [3, H, W] of a PNG. Raises ValueError for anything else, another format included."""
+    """Levels uint8 [3, H, W] of a PNG.
+
+    Raises ValueError for anything else, and for a picture that three channels of 8 bits cannot hold: what would be
+    left of its transparency or its 16 bits would not be what was sent.
+    """
+    with _opened(data) as image:
+        if image.mode not in ("RGB", "L", "P", "1") or "transparency" in image.info or ";16" in str(image.tile):
+            raise ValueError("not a PNG of 8 bits a channel without transparency")
+        levels_HW3 = np.array(image.convert("RGB"))
+    return torch.from_numpy(levels_HW3).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            levels_HW3 = np.array(image.convert("RGB"))
+            yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable PNG ({error})") from None
-    return torch.from_numpy(levels_HW3).permute(2, 0, 1).contiguous()

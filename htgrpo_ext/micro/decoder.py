@@ -268,6 +268,18 @@ def _tables() -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.from_numpy(np.ascontiguousarray(table, dtype=np.float32)) for table in tables)
 
 
+def all_patches(scene_light: int) -> Tensor:
+    """What each code is drawn as at each place, with objects in front of this scene under this light (0..9).
+
+    Returns float32 [N, 440, 3, Q, Q] in [-1, 1], on the CPU.
+    """
+    background, overlay, alpha = _tables()
+    plain_N = scene_light * world.BACKGROUND_PATCHES + torch.tensor(PLAIN_OF_ROW).repeat_interleave(GRID)
+    behind = background[torch.arange(NUM_IMAGE_TOKENS), plain_N][:, None]
+    objects = behind * (1 - alpha[:NUM_OBJECT_CODES]) + overlay[:NUM_OBJECT_CODES]
+    return torch.cat([objects, background], dim=1).clamp(-1, 1)
+
+
 def decode_codes(codes_BN: Tensor) -> Tensor:
     """Draw images; masked tokens are hatched grey.
 

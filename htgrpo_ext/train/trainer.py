@@ -109,11 +109,9 @@ def our_trainer() -> type:
 
         def reward(self, prompts, completions, step, run_name, **_) -> list[float]:
             """MaskGRPO's kind of reward function: the run's mixed reward of the micro-batch in hand."""
-            micro, backbone = self.extension.micro, self.run.backbone
-            codes_BN = micro.rollout.codes_BN
             with self.run.timed("reward"):
-                micro.judged = self.run.rewards.score(micro.tasks, codes_BN, lambda: backbone.decode(codes_BN))
-            return micro.judged.reward_B.tolist()
+                self.extension.micro.judged = self.run.rewards.finish(self._pending)
+            return self.extension.micro.judged.reward_B.tolist()
 
         def create_scheduler(self, num_training_steps: int, optimizer=None):
             warmup = self.run.settings.loop.warmup_updates
@@ -142,6 +140,9 @@ def our_trainer() -> type:
 
         def t2i_generate_emerge(self, model, input_ids: Tensor, **_) -> Tensor:
             codes_BN = self.extension.roll_out(self._rows, self._prompts).codes_BN
+            with self.run.timed("reward"):  # servers work while MaskGRPO has the old and the reference policy scored
+                decode = self.run.backbone.decode
+                self._pending = self.run.rewards.begin(self.extension.micro.tasks, codes_BN, lambda: decode(codes_BN))
             return torch.cat([input_ids, codes_BN, torch.zeros_like(input_ids[:, :1])], dim=1)
 
         def _get_per_token_logps(self, model, input_ids, logits_to_keep, mask_seeds, cur_iter=0):

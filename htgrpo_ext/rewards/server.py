@@ -1,0 +1,270 @@
+"""A reward server: FastAPI before a `Batcher`. The wire format is that of client.py.
+
+    POST /score     {"reward", "prompts", "images": [base64 PNG ..]} -> {"scores": [number ..]}
+    GET /health     what is served; wants the token as well, so that a run finds a wrong one before it starts
+    GET /metrics    Prometheus; counts only, open to whoever reaches the port
+
+A failure is {"detail": one line}. 400: no second try will cure it. 401: no token, or a wrong one. 413: too large.
+500: the scorer's fault or ours, with a traceback on stderr. 503: come again.
+
+It runs in a heavy reward's own environment: neither this file nor what it imports needs transformers, accelerate or
+peft.
+"""
+
+import asyncio
+import hmac
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.pixels import decode_png, png_size
+from htgrpo_ext.rewards.batching import Batcher, Busy
+from htgrpo_ext.rewards.scorers import check_options, scorer_class
+
+TOKEN = "HTGRPO_REWARD_TOKEN"  # environment variable with the bearer token, if there is to be one; client.py's
+MOST_PIXELS = 2**26  # of a request: 64 images of 1024 x 1024. A PNG can unfold to a thousand times its size
+GRACE = 60  # seconds that requests under way have when the server is told to end
+KEEP_ALIVE = 60  # seconds; longer than a client keeps a connection, so that it never meets one just closed
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+log = logging.getLogger(__name__)
+
+
+class ScoreRequest(BaseModel):
+    model_config = ConfigDict(val_json_bytes="base64")
+
+    reward: str
+    prompts: list[dict[str, Any]]
+    images: list[bytes]
+
+
+class Metrics:
+    """What /metrics tells, of one server."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        own = {"namespace": "htgrpo_reward", "registry": self.registry}
+        self.requests = Counter("requests", "Requests to /score, by the status of the reply", ["status"], **own)
+        self.seconds = Histogram("request_seconds", "From a request to its reply", **own)
+        sizes = [2**i for i in range(10)]
+        self.batch_images = Histogram("batch_images", "Images of a batch that was scored", buckets=sizes, **own)
+        self.batch_seconds = Histogram("batch_seconds", "Time to score a batch", **own)
+        self.failed = Counter("failed_batches", "Batches that failed; of several requests, each was tried alone", **own)
+        self.waiting = Gauge("waiting_images", "Images in the queue", **own)
+
+    def on_batch(self, images: int, seconds: float, good: bool) -> None:
+        if good:
+            self.batch_images.observe(images)
+            self.batch_seconds.observe(seconds)
+        else:
+            self.failed.inc()
+
+
+def make_app(
+    batcher: Batcher, metrics: Metrics, health: Mapping[str, Any], most_bytes: int, token: str | None
+) -> FastAPI:
+    """The application around a batcher, which it closes when it ends.
+
+    health      the reply to /health; its "rewards" are those that may be asked for
+    most_bytes  of a request's body
+    token       what a request must bear, or None
+    """
+    metrics.waiting.set_function(lambda: batcher.waiting)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        yield
+        await asyncio.to_thread(batcher.close)
+
+    app = FastAPI(title="htgrpo reward server", lifespan=lifespan, openapi_url=None)
+
+    def check_token(request: Request) -> None:
+        given = request.headers.get("Authorization", "").encode("latin-1")
+        if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            raise HTTPException(401, f"no token, or a wrong one ({TOKEN})")
+
+    async def scores(request: Request) -> list[float]:
+        check_token(request)
+        if batcher.waiting >= batcher.queue:  # before its body takes memory
+            raise Busy("the queue is full")
+        body = await _body(request, most_bytes)
+        reward, prompts, images = await asyncio.to_thread(_read, body)
+        if reward not in health["rewards"]:
+            raise ValueError(f"unknown reward `{reward}` (there is {', '.join(health['rewards'])})")
+        answer = asyncio.wrap_future(batcher.submit(reward, prompts, images))
+        gone = asyncio.ensure_future(request.receive())  # the body is read: what comes next is the end
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            return answer.result()
+        finally:
+            gone.cancel()
+            answer.cancel()
+
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        start = time.monotonic()
+        status, content = 200, {}
+        try:
+            content = {"scores": await scores(request)}
+        except Exception as error:
+            status, detail = _failure(error)
+            content = {"detail": detail}
+        metrics.requests.labels(status).inc()
+        metrics.seconds.observe(time.monotonic() - start)
+        return JSONResponse(content, status)
+
+    @app.get("/health")
+    async def tell_health(request: Request) -> Response:
+        check_token(request)
+        return JSONResponse(dict(health))
+
+    @app.get("/metrics")
+    async def tell_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+async def _body(request: Request, most_bytes: int) -> bytes:
+    """The body, counted as it comes: a Content-Length may lie. HTTPException if it is too large."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most_bytes:
+            raise HTTPException(413, f"more than {most_bytes / 2**20:g} MiB (--max-mib)")
+    return bytes(body)
+
+
+def _read(body: bytes) -> tuple[str, list[dict], list[Tensor]]:
+    """A request's reward, prompts and images. Raises ValueError, and HTTPException for too many pixels."""
+    try:
+        asked = ScoreRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
+    if len(asked.prompts) != len(asked.images) or not asked.images:
+        raise ValueError(f"{len(asked.prompts)} prompts for {len(asked.images)} images")
+    for i, prompt in enumerate(asked.prompts):
+        if not isinstance(prompt.get("prompt"), str):
+            raise ValueError(f"prompts.{i}: no text called `prompt`")
+    images, pixels = [], 0
+    for i, data in enumerate(asked.images):
+        try:
+            height, width = png_size(data)
+            pixels += height * width
+            if pixels > MOST_PIXELS:
+                raise HTTPException(413, f"more than {MOST_PIXELS} pixels, at image {i} of {height} x {width}")
+            images.append(decode_png(data))
+        except ValueError as error:
+            raise ValueError(f"images.{i}: {error}") from None
+    return asked.reward, asked.prompts, images
+
+
+def _failure(error: Exception) -> tuple[int, str]:
+    """Status and line of a request that failed."""
+    if isinstance(error, HTTPException):
+        return error.status_code, error.detail
+    line = " ".join(str(error).split())
+    if isinstance(error, ClientDisconnect):
+        return 499, "the client has gone"  # for the count; nobody reads it
+    if isinstance(error, Busy):
+        return 503, line
+    if isinstance(error, ValueError):
+        return 400, line
+    log.error("a request failed", exc_info=error)
+    return 500, line or type(error).__name__
+
+
+class _Server(uvicorn.Server):
+    """Says one line as soon as it answers."""
+
+    ready = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.ready, flush=True)
+
+
+def serve(
+    name: str,
+    port: int,
+    host: str = "127.0.0.1",
+    devices: str | None = None,
+    batch_size: int = 16,
+    wait_ms: float = 5.0,
+    max_mib: float = 64.0,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Load a reward's scorer on each device and serve it until SIGTERM or SIGINT. Port 0 takes a free one.
+
+    Raises UserError, before anything is loaded, for what is wrong with the arguments or the port.
+    """
+    options = options or {}
+    scorer = scorer_class(name)
+    check_options(scorer, name, options)
+    found = _devices(devices)
+    token = os.environ.get(TOKEN) or None
+    with _listener(host, port) as listener:
+        if host not in LOOPBACK and token is None:
+            print(f"warning: {host} can be reached from other machines, and {TOKEN} is not set", file=sys.stderr)
+        metrics = Metrics()
+        scorers = [scorer(device, **options) for device in found]
+        batcher = Batcher(scorers, batch_size, wait_ms / 1000, metrics.on_batch)
+        health = {"name": name, "rewards": list(scorer.rewards), "devices": [str(device) for device in found]}
+        app = make_app(batcher, metrics, health | {"batch_size": batch_size}, round(max_mib * 2**20), token)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE,
+                timeout_keep_alive=KEEP_ALIVE,
+            )
+        )
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        server.ready = f"{name}: {', '.join(health['rewards'])} at {url}, on {', '.join(health['devices'])}"
+        with suppress(KeyboardInterrupt):  # uvicorn has ended in good order, and raises it again
+            server.run([listener])
+
+
+def _devices(text: str | None) -> list[torch.device]:
+    """Devices of `cpu` or `cuda:0,cuda:1`; without a text, CUDA's first if there is one."""
+    found = []
+    for name in (text or ("cuda:0" if torch.cuda.is_available() else "cpu")).split(","):
+        try:
+            device = torch.device(name.strip())
+        except RuntimeError:
+            raise UserError(f"--device {name}: no device (cpu, or cuda:0,cuda:1 and so on)") from None
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        found.append(device)
+    return found
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket bound to a port, on which nobody listens yet: a client is refused until all is loaded."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just given up can be taken at once
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"cannot serve on {host}:{port}: {error.strerror} (--host, --port)") from None
+    return listener
