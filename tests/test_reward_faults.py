@@ -2,26 +2,21 @@
 
 import asyncio
 import io
-import json
 import os
 import pickle
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from micro_runs import CONFIGS, tiny_checkpoint, tiny_overrides, tiny_settings
 from reward_stub import good, held, seconds_since, server
 
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.rewards import mix, pickled
 from htgrpo_ext.settings import RewardSettings
-from htgrpo_ext.train.reference import train
 
 G = 2
 PROMPTS = [{"prompt": f"p{b // G}"} for b in range(4)]
@@ -269,67 +264,3 @@ def test_an_array_that_lies_about_its_size_is_refused():
     buffer = io.BytesIO(pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"K\x64\x85"))
     with pytest.raises(pickled.Refused, match="shape"):
         pickled.loads(buffer.getvalue())
-
-
-# --- whole runs -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-def stub_settings(url: str, *more: str) -> tuple[str, ...]:
-    terms = f"[{{name: stub, weight: 1.0, url: '{url}', batch_size: 3}}]"
-    return (f"reward.terms={terms}", "reward.retries=0", "reward.deadline=10", "loop.cycles=3", *more)
-
-
-def cycles_of(folder: Path) -> list[dict]:
-    return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "cycle"]
-
-
-def faulty(request, n):
-    """Of six requests, two a cycle: one fails in the first cycle, both in the second, none in the third."""
-    return (400, b"") if n in (0, 2, 3) else good(request, n)
-
-
-def test_training_goes_on_without_what_was_lost(checkpoint, tmp_path):
-    with server(faulty) as (url, _):
-        folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", *stub_settings(url)))
-    assert [cycle["failed_groups"] for cycle in cycles_of(folder)] == [1, 2, 0]
-    assert [cycle["reward_mean"] is None for cycle in cycles_of(folder)] == [False, True, False]
-    steps = [r["step"] for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "step" in r]
-    assert steps == [1, 2, 5, 6]  # nothing scored, no step: Adam's momentum would move the weights
-    assert (folder / "report.html").exists()
-
-
-@pytest.mark.parametrize("stop", [False, True], ids=["drop-group", "stop"])
-def test_two_processes_agree_on_what_is_lost(stop, checkpoint, tmp_path):
-    """The server refuses one prompt's images: one process's group, on which both go on, or both stop."""
-
-    def answer(request, n):
-        return (400, b'{"detail": "never"}') if refused(request) else good(request, n)
-
-    prompts: list[str] = []
-
-    def refused(request):
-        prompts.append(request["prompts"][0]["prompt"])
-        return request["prompts"][0]["prompt"] == prompts[0]
-
-    out = tmp_path / "two"
-    with server(answer) as (url, _):
-        more = stub_settings(url, "loop.cycles=1", "loop.micro_batches=1")
-        more += ("reward.on_failure=stop",) if stop else ()
-        budget = "method.budget={global: 1, structure: 1, refinement: 0}"
-        pairs = tiny_overrides(checkpoint, out, budget, *more)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        command += ["-m", "htgrpo_ext.cli", "train"]
-        command += [str(CONFIGS / "model/micro.yaml"), str(CONFIGS / "method/htgrpo.yaml")]
-        command += [part for pair in pairs for part in ("--set", pair)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    if stop:
-        assert done.returncode != 0 and "reward.on_failure is stop" in done.stderr
-    else:
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert [(c["failed_groups"], c["groups"]) for c in cycles_of(out)] == [(1, 2)]
