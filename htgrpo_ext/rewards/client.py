@@ -121,6 +121,8 @@ class RewardClient:
                     writer.close()
                     return None
                 response = await self._http.get(f"{self.term.url.rstrip('/')}/health")
+                if response.status_code == 401:
+                    return f"reward {self.term.name}: the server at {self.term.url} wants another token ({TOKEN})"
                 served = response.json()["rewards"] if response.status_code == 200 else None
         except (TimeoutError, OSError, httpx.HTTPError):
             return f"reward {self.term.name}: no server answers at {self.term.url}"

@@ -120,15 +120,15 @@ def make_app(
     @app.post("/score")
     async def score(request: Request) -> Response:
         start = time.monotonic()
-        status, content = 200, {}
+        status, headers = 200, None
         try:
             content = {"scores": await scores(request)}
         except Exception as error:
             status, detail = _failure(error)
-            content = {"detail": detail}
+            content, headers = {"detail": detail}, getattr(error, "headers", None)
         metrics.requests.labels(status).inc()
         metrics.seconds.observe(time.monotonic() - start)
-        return JSONResponse(content, status)
+        return JSONResponse(content, status, headers)
 
     @app.get("/health")
     async def tell_health(request: Request) -> Response:
@@ -143,12 +143,19 @@ def make_app(
 
 
 async def _body(request: Request, most_bytes: int) -> bytes:
-    """The body, counted as it comes: a Content-Length may lie. HTTPException if it is too large."""
-    body = bytearray()
+    """The body, counted as it comes: a Content-Length may lie. HTTPException if it is too large.
+
+    A little more than is kept is read, so that the client can read the answer; then the connection is cut.
+    """
+    body, size = bytearray(), 0
     async for part in request.stream():
-        body += part
-        if len(body) > most_bytes:
-            raise HTTPException(413, f"more than {most_bytes / 2**20:g} MiB (--max-mib)")
+        size += len(part)
+        if size <= most_bytes:
+            body += part
+        elif size > 4 * most_bytes:
+            break
+    if size > most_bytes:
+        raise HTTPException(413, f"more than {most_bytes / 2**20:g} MiB (--max-mib)", {"Connection": "close"})
     return bytes(body)
 
 

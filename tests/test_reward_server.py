@@ -1,0 +1,421 @@
+"""The reward server as clients meet it: real uvicorn on loopback, asked by the client of this project and by others."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from reward_scorers import Levels, image
+
+from htgrpo_ext import cli
+from htgrpo_ext.pixels import decode_png, encode_png
+from htgrpo_ext.rewards import server
+from htgrpo_ext.rewards.batching import Batcher
+from htgrpo_ext.rewards.client import RewardClient, RewardFailure
+from htgrpo_ext.settings import RewardTerm
+
+SECONDS = 30  # against hangs
+LIMIT = 2**20
+
+
+@contextmanager
+def running(*scorers, batch_size=4, queue=2048, token=None, most_bytes=LIMIT):
+    """(url, batcher) of a server around these scorers."""
+    metrics, up = server.Metrics(), threading.Event()
+    batcher = Batcher(scorers, batch_size, wait=0.0, on_batch=metrics.on_batch, queue=queue)
+    health = {"name": "levels", "rewards": list(Levels.rewards)}
+    app = server.make_app(batcher, metrics, health, most_bytes, token)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            up.set()
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        runs = Server(uvicorn.Config(app, log_level="critical", access_log=False))
+        thread = threading.Thread(target=runs.run, args=([listener],), daemon=True)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.start()
+        assert up.wait(SECONDS)
+        try:
+            yield url, batcher
+        finally:
+            for scorer in scorers:
+                scorer.gate.set()
+            runs.should_exit = True
+            thread.join(SECONDS)
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running(Levels()) as (url, _):
+        yield url
+
+
+def body(*levels, reward="level", prompt="a", **changes) -> dict:
+    files = [base64.b64encode(encode_png(image(level))).decode() for level in levels]
+    return {"reward": reward, "prompts": [{"prompt": prompt}] * len(levels), "images": files} | changes
+
+
+def post(url, content, **headers) -> tuple[int, dict]:
+    content = json.dumps(content) if isinstance(content, dict) else content
+    reply = httpx.post(f"{url}/score", content=content, headers=headers, timeout=SECONDS, trust_env=False)
+    return reply.status_code, reply.json()
+
+
+def metrics_of(url) -> dict[str, float]:
+    """Every sample by its name and labels."""
+    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
+
+
+async def client_of(url) -> RewardClient:
+    return RewardClient(RewardTerm(name="level", weight=1.0, url=url, timeout=SECONDS), retries=0)
+
+
+def until(holds) -> None:
+    """Asks again and again, for a bounded time."""
+    start = time.monotonic()
+    while not holds():
+        assert time.monotonic() - start < SECONDS
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_many_clients_share_batches_and_each_gets_its_own_scores():
+    scorer = Levels()
+    scorer.gate.clear()
+    with running(scorer, batch_size=8) as (url, batcher):
+        submitted = threading.Semaphore(0)
+        submit = batcher.submit
+
+        def counted(*arguments):
+            answer = submit(*arguments)
+            submitted.release()
+            return answer
+
+        batcher.submit = counted
+
+        async def ask(level):
+            files = [encode_png(image(level)), encode_png(image(level + 1))]
+            return await (await client_of(url)).score([{"prompt": "a"}] * 2, files)
+
+        with ThreadPoolExecutor(20) as pool:
+            first = pool.submit(post, url, body(0))
+            assert scorer.entered.acquire(timeout=SECONDS)
+            answers = [pool.submit(asyncio.run, ask(10 * n)) for n in range(1, 13)]
+            for _ in range(13):
+                assert submitted.acquire(timeout=SECONDS)
+            scorer.gate.set()
+            assert first.result(SECONDS) == (200, {"scores": [0.0]})
+            assert [a.result(SECONDS) for a in answers] == [[10.0 * n, 10.0 * n + 1] for n in range(1, 13)]
+        assert [len(batch) for batch in scorer.batches] == [1, 8, 8, 8]
+        samples = metrics_of(url)
+    assert samples["htgrpo_reward_requests_total 200"] == 13
+    assert samples["htgrpo_reward_batch_images_count"] == 4 and samples["htgrpo_reward_batch_images_sum"] == 25
+    assert samples["htgrpo_reward_batch_images_bucket 4.0"] == 1
+    assert samples["htgrpo_reward_waiting_images"] == 0 and samples["htgrpo_reward_request_seconds_count"] == 13
+
+
+def test_a_poisoned_request_fails_alone_and_is_not_asked_again():
+    scorer = Levels()
+    scorer.gate.clear()
+    with running(scorer, batch_size=8) as (url, batcher), ThreadPoolExecutor(4) as pool:
+        first = pool.submit(post, url, body(0))
+        assert scorer.entered.acquire(timeout=SECONDS)
+        answers = [pool.submit(post, url, body(5, prompt=prompt)) for prompt in ("a", "refuse", "crash")]
+        until(lambda: batcher.waiting == 3)
+        scorer.gate.set()
+        assert [a.result(SECONDS) for a in (first, answers[0])] == [(200, {"scores": [0.0]}), (200, {"scores": [5.0]})]
+        assert answers[1].result(SECONDS) == (400, {"detail": "refused"})
+        assert answers[2].result(SECONDS) == (500, {"detail": "RuntimeError: crashed"})
+        assert metrics_of(url)["htgrpo_reward_failed_batches_total"] == 3  # the three together, and two alone
+
+
+PNG = base64.b64encode(encode_png(image(7))).decode()
+
+
+def drawn(mode: str, size=(4, 4), **options) -> str:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, **{"format": "PNG"} | options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def header_only(width: int, height: int, depth: int = 8) -> str:
+    """A PNG that says it is so large; what follows is a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
+    lines = zlib.compress(bytes(height * (1 + width * 3 * depth // 8)) if height < 100 else bytes(9))
+    png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+    return base64.b64encode(png).decode()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "says"),
+    [
+        ("{", 400, "body: Invalid JSON"),
+        ("[]", 400, "body: Input should be an object"),
+        (b"\xff", 400, "body: Invalid JSON"),
+        ("[" * 100_000, 400, "body: Invalid JSON"),
+        ({"reward": "level"}, 400, "prompts: Field required"),
+        (body(1, images=["%%%"]), 400, "images.0: "),
+        (body(1, images=[PNG[:-9]]), 400, "images.0: "),
+        (body(1, images=[drawn("RGB", format="JPEG")]), 400, "images.0: not a readable PNG"),
+        (body(1, images=[drawn("RGBA")]), 400, "images.0: not a PNG of 8 bits a channel without transparency"),
+        (body(1, images=[drawn("I;16")]), 400, "images.0: not a PNG of 8 bits"),
+        (body(1, images=[header_only(4, 4, depth=16)]), 400, "images.0: not a PNG of 8 bits"),
+        (body(1, images=[drawn("RGB", transparency=(0, 0, 0))]), 400, "images.0: not a PNG of 8 bits"),
+        (body(1, images=[header_only(8193, 8193)]), 413, "more than 67108864 pixels, at image 0 of 8193 x 8193"),
+        (body(1, 2, images=[PNG, header_only(8192, 8192)]), 413, "pixels, at image 1"),
+        (body(1, images=[header_only(100_000, 100_000)]), 400, "images.0: not a readable PNG"),
+        (body(1, images=[PNG, PNG]), 400, "1 prompts for 2 images"),
+        (body(), 400, "0 prompts for 0 images"),
+        (body(1, prompts=["a"]), 400, "prompts.0: Input should be an object"),
+        (body(1, prompts=[{"text": "a"}]), 400, "prompts.0: no text called `prompt`"),
+        (body(1, prompts=[{"prompt": 3}]), 400, "prompts.0: no text called `prompt`"),
+        (body(1, reward="taste"), 400, "unknown reward `taste` (there is level, double)"),
+        (body(1, prompt="refuse"), 400, "refused"),
+        (body(1, prompt="nan"), 400, "image 0: its level is nan, no finite number"),
+        (body(1, prompt="crash"), 500, "RuntimeError: crashed"),
+        (body(1, 2, prompt="short"), 500, "1 scores for 2 images from the scorer"),
+        (body(1, prompt="other"), 500, "no list of numbers as level from the scorer"),
+        (b" " * (LIMIT + 1), 413, "more than 1 MiB"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_is_wrong_is_said_in_one_line(url, content, status, says):
+    got, reply = post(url, content)
+    assert got == status and list(reply) == ["detail"], reply
+    assert reply["detail"].startswith(says) or says in reply["detail"] and status == 413
+    assert "\n" not in reply["detail"]
+    assert post(url, body(9)) == (200, {"scores": [9.0]})
+
+
+def test_a_picture_of_one_channel_or_a_palette_is_as_good_as_three(url):
+    assert post(url, body(1, images=[drawn("L")])) == post(url, body(1, images=[drawn("P")])) == (200, {"scores": [0]})
+
+
+@given(st.data())
+def test_a_spoiled_png_is_an_error_of_the_sender_and_no_other(data):
+    png = bytearray(encode_png(torch.arange(192, dtype=torch.uint8).view(3, 8, 8)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        png[data.draw(st.integers(0, len(png) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(ValueError):
+        decode_png(bytes(png[: data.draw(st.integers(0, len(png)))]))
+
+
+def test_too_much_is_noticed_while_it_comes_and_the_client_does_not_ask_again(url):
+    def endless():
+        while True:
+            yield b" " * 65536
+
+    with suppress(httpx.TransportError):  # the answer comes before the end of the request, if it can be read at all
+        assert post(url, endless())[0] == 413
+    levels = torch.randint(0, 256, (3, 1000, 1000), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    async def ask():
+        await (await client_of(url)).score([{"prompt": "a"}], [encode_png(levels)])
+
+    with pytest.raises(RewardFailure, match=r"status 413: more than 1 MiB \(--max-mib\)"):
+        asyncio.run(ask())
+
+
+def test_a_full_queue_says_come_again():
+    scorer = Levels()
+    scorer.gate.clear()
+    with running(scorer, batch_size=1, queue=2) as (url, batcher), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, url, body(1))
+        assert scorer.entered.acquire(timeout=SECONDS)
+        waiting = pool.submit(post, url, body(2, 3))
+        until(lambda: batcher.waiting == 2)
+        assert post(url, body(4)) == (503, {"detail": "the queue is full"})
+        scorer.gate.set()
+        assert first.result(SECONDS)[0] == waiting.result(SECONDS)[0] == 200
+        assert post(url, body(4)) == (200, {"scores": [4.0]})
+
+
+def test_who_hangs_up_is_not_scored():
+    scorer = Levels()
+    scorer.gate.clear()
+    with running(scorer, batch_size=1) as (url, batcher), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url, body(1))
+        assert scorer.entered.acquire(timeout=SECONDS)
+        content = json.dumps(body(2)).encode()
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+            connection.sendall(head.encode() + content)
+            until(lambda: batcher.waiting == 1)
+        until(lambda: "htgrpo_reward_requests_total 499" in metrics_of(url))
+        scorer.gate.set()
+        assert first.result(SECONDS)[0] == 200 and post(url, body(3)) == (200, {"scores": [3.0]})
+    assert scorer.batches == [[1], [3]]
+
+
+def test_the_token_is_asked_for(monkeypatch):
+    with running(Levels(), token="sesame") as (url, _):
+        for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "sesame"}, {"Authorization": "ä"}):
+            headers = {key: value.encode("latin-1") for key, value in headers.items()}
+            assert post(url, body(1), **headers) == (401, {"detail": "no token, or a wrong one (HTGRPO_REWARD_TOKEN)"})
+            assert httpx.get(f"{url}/health", headers=headers).status_code == 401
+        assert metrics_of(url)["htgrpo_reward_requests_total 401"] == 4  # and without a token
+        assert post(url, body(1), Authorization="Bearer sesame") == (200, {"scores": [1.0]})
+
+        async def ask():
+            client = await client_of(url)
+            return await client.health(), await client.score([{"prompt": "a"}], [encode_png(image(3))])
+
+        monkeypatch.setenv("HTGRPO_REWARD_TOKEN", "sesame")
+        assert asyncio.run(ask()) == (None, [3.0])
+
+        async def ask_health():
+            return await (await client_of(url)).health()
+
+        monkeypatch.setenv("HTGRPO_REWARD_TOKEN", "wrong")
+        said = asyncio.run(ask_health())
+        assert said == f"reward level: the server at {url} wants another token (HTGRPO_REWARD_TOKEN)"
+
+
+def test_health_tells_what_is_served(url):
+    assert httpx.get(f"{url}/health").json() == {"name": "levels", "rewards": ["level", "double"]}
+    assert httpx.get(f"{url}/nothing").json() == {"detail": "Not Found"}
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+MINE = """
+import sys
+from htgrpo_ext.errors import UserError
+
+class Mine:
+    rewards = ("mine",)
+    def __init__(self, device, bonus, checkpoint=None):
+        if checkpoint:
+            raise UserError(f"{checkpoint}: no such file")
+        self.bonus = bonus
+    def score(self, prompts, images):
+        print("scoring", flush=True)
+        sys.stdin.readline()
+        return {"mine": [float(image.max()) + self.bonus for image in images]}
+
+class Empty:
+    pass
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> str:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    return f"{file}:Mine"
+
+
+def test_a_reward_of_ones_own_is_served_and_sigterm_lets_it_answer(mine):
+    command = [sys.executable, "-m", "htgrpo_ext.cli", "serve-reward", mine, "--port", "0", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--set", "bonus=1e-1"], env=environment, **pipes) as process:
+        try:
+            ready = process.stdout.readline().strip()
+            assert ready.startswith(f"{mine}: mine at http://127.0.0.1:") and ready.endswith(", on cpu")
+            port = int(ready.removesuffix(", on cpu").rpartition(":")[2])
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(post, f"http://127.0.0.1:{port}", body(7, reward="mine"))
+                assert process.stdout.readline() == "scoring\n"
+                process.send_signal(signal.SIGTERM)
+                until(lambda: refuses(port))
+                process.stdin.write("go on\n")
+                process.stdin.flush()
+                assert answer.result(SECONDS) == (200, {"scores": [7.1]})
+            assert process.wait(SECONDS) == -signal.SIGTERM
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def command(monkeypatch, capsys, *arguments) -> str:
+    """What `htgrpo serve-reward ARGUMENTS` complains of."""
+    monkeypatch.setattr(sys, "argv", ["htgrpo", "serve-reward", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == ""
+    return said.err
+
+
+def test_mistakes_on_the_command_line_are_one_line_each(mine, monkeypatch, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        file = mine.rpartition(":")[0]
+        for arguments, says in [
+            (["clap", "--port", "0"], "unknown reward `clap` (one of "),
+            ([f"{file}:Other", "--port", "0"], f"{file}:Other: no class with `rewards` and `score`"),
+            ([f"{file}:Empty", "--port", "0"], f"{file}:Empty: no class with `rewards` and `score`"),
+            (["nowhere.py:Mine", "--port", "0"], "nowhere.py: no such file"),
+            ([mine, "--port", "0"], f"reward {mine}: option `bonus` is missing"),
+            ([mine, "--port", "0", "--set", "bonus"], "--set bonus: expected key=value"),
+            ([mine, "--port", "0", "--set", "bonus=[1"], "--set bonus=[1: not valid YAML"),
+            (["micro", "--port", "0", "--set", "size=1"], "reward micro: unknown option `size` (one of none)"),
+            (["micro", "--port", "0", "--device", "tpu9"], "--device tpu9: no device"),
+            (["micro", "--port", "0", "--device", "cpu,cuda:99"], "--device cuda:99: this machine has "),
+            ([mine, "--port", port, "--set", "bonus=1"], f"cannot serve on 127.0.0.1:{port}: Address already in use"),
+            ([mine, "--port", "0", "--set", "bonus=1", "--set", "checkpoint=x.pt"], "x.pt: no such file"),
+        ]:
+            said = command(monkeypatch, capsys, *arguments)
+            assert said.startswith(f"error: {says}") and said.count("\n") == 1, said
+
+
+def test_a_server_open_to_others_without_a_token_is_warned_about(mine, monkeypatch, capsys):
+    arguments = [mine, "--port", "0", "--host", "0.0.0.0", "--set", "bonus=1", "--set", "checkpoint=x.pt"]
+    monkeypatch.delenv("HTGRPO_REWARD_TOKEN", raising=False)
+    warning, error = command(monkeypatch, capsys, *arguments).splitlines()
+    assert warning == "warning: 0.0.0.0 can be reached from other machines, and HTGRPO_REWARD_TOKEN is not set"
+    monkeypatch.setenv("HTGRPO_REWARD_TOKEN", "sesame")
+    assert command(monkeypatch, capsys, *arguments) == error + "\n"
+
+
+def test_the_server_needs_nothing_of_training():
+    code = """if True:
+        import sys
+        for name in ("transformers", "accelerate", "peft", "trl", "deepspeed"):
+            sys.modules[name] = None  # to import it is an ImportError
+        from htgrpo_ext import cli, config
+        from htgrpo_ext.rewards import server
+        from htgrpo_ext.rewards.scorers import scorer_class
+        print(scorer_class("micro").rewards)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout == "('verdict', 'partial')\n", done.stderr
