@@ -1,4 +1,18 @@
-"""GenEval's world (github.com/djghosh13/geneval): what an image is asked for."""
+"""GenEval's verdict on what was seen in an image (github.com/djghosh13/geneval), and partial credit to train on.
+
+    found = objects(detections, prompt["tag"])      by class, the surest first
+    verdict = judge(prompt, found, colors)
+
+No model here: a detector says what is where, a classifier what colour it has. Boxes are (left, top, right, bottom) in
+pixels, y downwards.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 # The detector's 80 classes, in COCO's order, by the names that GenEval's prompts have for them.
 CLASSES = tuple(
@@ -17,3 +31,108 @@ CLASSES = tuple(
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # least score of an object; of one that is to be counted
+MAX_OBJECTS = 16  # of one class
+POSITION_THRESHOLD = 0.1  # share of both objects' size that an offset must exceed
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    class_name: str
+    score: float
+    box: Box
+    mask_HW: Tensor | None = None  # bool, the whole image
+
+
+@dataclass(frozen=True)
+class Verdict:
+    correct: bool  # by the benchmark's rule: at least so many of each, fewer than what is excluded
+    partial: float  # mean over the requirements, in [0, 1]; 1 only with exact counts
+
+
+def objects(detections: Iterable[Detection], tag: str) -> dict[str, list[Detection]]:
+    """The detections that count in a task, by class, the surest first."""
+    least = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    found = defaultdict(list)
+    for detection in sorted(detections, key=lambda detection: -detection.score):
+        if detection.score > least and len(found[detection.class_name]) < MAX_OBJECTS:
+            found[detection.class_name].append(detection)
+    return {name: things for name, things in found.items() if things}
+
+
+def relations(a: Box, b: Box) -> set[str]:
+    """How object a stands to object b: at most two of RELATIONS, none if they overlap too much to tell.
+
+    From the offset of the centres: what exceeds a tenth of both sizes, against half the whole distance.
+    """
+    offsets = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
+    sizes = [abs(a[i + 2] - a[i]) + abs(b[i + 2] - b[i]) for i in (0, 1)]
+    beyond = [max(abs(offset) - POSITION_THRESHOLD * size, 0.0) for offset, size in zip(offsets, sizes, strict=True)]
+    if max(beyond) < 1e-3:  # pixels
+        return set()
+    distance = math.hypot(*offsets)
+    names = (("left of", "right of"), ("above", "below"))
+    return {names[i][offsets[i] > 0] for i in (0, 1) if beyond[i] / distance > 0.5}
+
+
+def judge(
+    prompt: dict, found: dict[str, list[Detection]], colors: Callable[[str, Sequence[Detection]], list[str]]
+) -> Verdict:
+    """The verdict on one image.
+
+    prompt  GenEval's metadata, see `check`
+    found   what `objects` gives
+    colors  the colour of each of some objects of a class; asked at most once per entry, and only where it matters
+
+    Requirements, each worth the same in `partial`: of each entry its count, 1 - |wanted - seen| / wanted but never
+    below 0; its colour, the share of the wanted number that has it; its position, all or nothing. Colour and position
+    count only where the number is exact. github.com/yifan123/reward-server (`evaluate_reward`) has this rule with
+    three differences: a count can be worth less than 0, a wrong position adds a 0 and a 1, and a position is left out
+    of the mean when the colour is wrong.
+    """
+    shares: list[float] = []
+    groups: list[list[Detection] | None] = []  # of each entry its objects, None if they are not as asked
+    exact: list[bool] = []
+    for entry in prompt["include"]:
+        name, count = entry["class"], entry["count"]
+        things = found.get(name, [])
+        surest = things[:count]
+        exact.append(len(things) == count)
+        matched = len(surest) == count
+        shares.append(max(0.0, 1 - abs(count - len(things)) / count))
+        if "color" in entry:
+            right = colors(name, surest).count(entry["color"]) if matched else 0
+            shares.append(right / count if exact[-1] else 0.0)
+            matched = right == count
+        if "position" in entry:
+            relation, other = entry["position"]
+            target = groups[other]
+            matched = matched and target is not None
+            matched = matched and all(relation in relations(a.box, b.box) for a in surest for b in target)
+            shares.append(float(matched and exact[-1] and exact[other]))
+        groups.append(surest if matched else None)
+    surplus = any(len(found.get(entry["class"], [])) >= entry["count"] for entry in prompt.get("exclude", []))
+    return Verdict(None not in groups and not surplus, sum(shares) / len(shares))
+
+
+def check(prompt: dict) -> None:
+    """ValueError, one line, if a prompt has no GenEval metadata that can be judged."""
+    text = str(prompt.get("prompt"))[:60]
+    include, exclude = prompt.get("include"), prompt.get("exclude", [])
+    lists = isinstance(include, list) and isinstance(exclude, list)
+    if not (lists and include and isinstance(prompt.get("tag"), str)):
+        raise ValueError(f"prompt `{text}`: no GenEval metadata (tag, include)")
+    for i, entry in enumerate([*include, *exclude]):
+        try:
+            name, count, color = entry["class"], entry["count"], entry.get("color", COLORS[0])
+            relation, other = entry.get("position", (RELATIONS[0], 0))
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise ValueError(f"prompt `{text}`: an entry that is no GenEval metadata: {str(entry)[:80]}") from None
+        if name not in CLASSES or color not in COLORS or relation not in RELATIONS:
+            raise ValueError(f"prompt `{text}`: not a class, colour or relation of GenEval: {str(entry)[:80]}")
+        earlier = isinstance(other, int) and ("position" not in entry or 0 <= other < i < len(include))
+        if type(count) is not int or count < 1 or not earlier:
+            raise ValueError(f"prompt `{text}`: a count below 1, or a position to no earlier entry: {str(entry)[:80]}")

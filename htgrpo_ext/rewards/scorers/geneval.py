@@ -1,0 +1,235 @@
+"""GenEval as a reward: what a detector and a colour classifier see, against what the prompt asks for.
+
+    geneval          partial credit with exact counts, in [0, 1]
+    geneval-strict   1 where the benchmark's rule calls the image correct, else 0
+
+Not the benchmark. The rule is its own (`htgrpo_ext.rewards.geneval`), the architecture too (Mask2Former, Swin-S, COCO
+instances; colours by CLIP ViT-L/14), but the detector is the checkpoint that transformers can read, not MMDetection's,
+whose environment (mmcv 1, mmdet 2) fails on newer GPUs, often by finding nothing. Good to train on; numbers to publish
+come from GenEval's own script.
+
+A detector that finds nothing scores like a generator that paints nothing. So loading refuses a checkpoint with weights
+missing or other classes, and a device whose numbers are not the CPU's; an image whose numbers are not finite has no
+score; and a warning is logged while most images seem empty.
+
+Images are resized, and mask logits enlarged, as MMDetection does it, to 800 pixels on the short side; transformers' own
+post-processing supposes 384 x 384, which loses small objects.
+
+B images of one size H x W, h x w where the model sees them, Q queries, C classes, D detections.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.pixels import levels_image
+from htgrpo_ext.rewards.geneval import CLASSES, COLORS, THRESHOLD, Detection, check, judge, objects
+
+SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32  # pixels: at least, at most, and padded to multiples
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, in levels
+BATCH = 8  # images at a time, of one size
+KNOWN_LABELS = {0: "person", 15: "cat", 46: "banana", 79: "toothbrush"}  # spelt alike in every list of COCO's 80
+BACKGROUND = "#999"  # around an object whose colour is asked for
+TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+WATCHED, EMPTY = 200, 0.9  # images looked back on; share of them without any object that is worth a warning
+
+log = logging.getLogger(__name__)
+
+
+class Scorer:
+    """Both rewards.
+
+    device         where both models run
+    detector       a Mask2Former checkpoint for COCO instances: a Hugging Face name, or a folder
+    color_model    open_clip's name of a CLIP
+    color_weights  open_clip's name of its weights, or a file; OpenAI's in a file need color_model ViT-L-14-quickgelu
+
+    Raises UserError if a package or a checkpoint is missing or does not fit.
+    """
+
+    rewards = ("geneval", "geneval-strict")
+
+    def __init__(
+        self,
+        device: torch.device,
+        detector: str = "facebook/mask2former-swin-small-coco-instance",
+        color_model: str = "ViT-L-14",
+        color_weights: str = "openai",
+    ):
+        # Both now: a package that is missing should be said at the start, not at the first prompt with a colour.
+        self.colors = ColorClassifier(device, color_model, color_weights)
+        self.detector = Detector(device, detector)
+        self._empty: deque[bool] = deque(maxlen=WATCHED)
+
+    def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
+        """See `Scorer` of this folder. Raises ValueError for a prompt without GenEval's metadata."""
+        for prompt in prompts:
+            check(prompt)
+        seen = self.detector.detect(images)
+        scores: dict[str, list[float]] = {name: [] for name in self.rewards}
+        for prompt, image, detections in zip(prompts, images, seen, strict=True):
+            if detections is None:
+                partial = correct = float("nan")
+            else:
+                found = objects(detections, prompt["tag"])
+                verdict = judge(prompt, found, lambda name, things, image=image: self.colors(image, name, things))
+                partial, correct = verdict.partial, float(verdict.correct)
+            scores["geneval"].append(partial)
+            scores["geneval-strict"].append(correct)
+        self._watch(seen)
+        return scores
+
+    def _watch(self, seen: Sequence[list[Detection] | None]) -> None:
+        """Warn when a whole window of images is nearly all empty, once per window."""
+        self._empty.extend(not detections for detections in seen)
+        if len(self._empty) == WATCHED and sum(self._empty) >= EMPTY * WATCHED:
+            log.warning("geneval: no object in %d of the last %d images", sum(self._empty), WATCHED)
+            self._empty.clear()
+
+
+class Detector:
+    """Mask2Former with the scores, masks and boxes of MMDetection's head. Raises UserError as `Scorer` does."""
+
+    def __init__(self, device: torch.device, checkpoint: str):
+        try:
+            import scipy  # noqa: F401 (Mask2Former's loss, which transformers makes with the model)
+            from transformers import Mask2FormerForUniversalSegmentation
+        except ImportError as error:
+            raise UserError(f"reward geneval needs {error.name} (pip install 'htgrpo-ext[geneval]')") from None
+        try:
+            loaded = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{checkpoint}: no Mask2Former checkpoint ({str(error).splitlines()[0]})") from None
+        self.model, report = loaded
+        if missing := report["missing_keys"] or report["mismatched_keys"]:
+            raise UserError(
+                f"{checkpoint}: no Mask2Former checkpoint ({len(missing)} weights missing: {missing[0]}, ..)"
+            )
+        labels = self.model.config.id2label
+        if len(labels) != len(CLASSES) or any(labels[i] != name for i, name in KNOWN_LABELS.items()):
+            raise UserError(
+                f"{checkpoint}: its {len(labels)} classes are not COCO's 80 (a checkpoint for COCO instances)"
+            )
+        self.device, self.short_side = device, SHORT_SIDE
+        self._to_device(checkpoint)
+
+    def _to_device(self, checkpoint: str) -> None:
+        """Move the model; UserError unless it computes there what it does on the CPU."""
+        ramp = torch.linspace(-2, 2, 128)
+        picture_13hw = torch.stack([ramp.expand(128, 128), ramp.expand(128, 128).T, ramp.flip(0).expand(128, 128)])[
+            None
+        ]
+        self.model.eval().requires_grad_(False)
+        expected = self.model(picture_13hw).class_queries_logits.softmax(-1)
+        self.model.to(self.device)
+        found = self.model(picture_13hw.to(self.device)).class_queries_logits.softmax(-1).cpu()
+        if not (found - expected).abs().max() < 0.05:  # true also of NaN
+            raise UserError(
+                f"{checkpoint}: {self.device} computes something else than the CPU; no score would be right"
+            )
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor]) -> list[list[Detection] | None]:
+        """What is in each image, uint8 [3, H, W]; None where the model's numbers are not finite."""
+        seen: list[list[Detection] | None] = [None] * len(images)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            by_size.setdefault((image.shape[1], image.shape[2]), []).append(i)
+        for size, places in by_size.items():
+            for start in range(0, len(places), BATCH):
+                part = places[start : start + BATCH]
+                inputs_B3hw, inner = self.inputs(torch.stack([images[i] for i in part]))
+                output = self.model(inputs_B3hw)
+                logits = zip(output.class_queries_logits, output.masks_queries_logits, strict=True)
+                for i, (class_QC, mask_Qhw) in zip(part, logits, strict=True):
+                    seen[i] = instances(class_QC, mask_Qhw, tuple(inputs_B3hw.shape[2:]), inner, size)
+        return seen
+
+    def inputs(self, levels_B3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """What the model sees, float32 [B, 3, h, w] padded at the right and below, and the size without padding."""
+        H, W = levels_B3HW.shape[2:]
+        factor = min(self.short_side / min(H, W), LONG_SIDE / max(H, W))
+        inner = (int(H * factor + 0.5), int(W * factor + 0.5))
+        pixels_B3hw = F.interpolate(
+            levels_B3HW.to(self.device).float(), size=inner, mode="bilinear", antialias=factor < 1
+        )
+        mean, std = (torch.tensor(value, device=self.device)[:, None, None] for value in (MEAN, STD))
+        padding = (0, -inner[1] % DIVISOR, 0, -inner[0] % DIVISOR)
+        return F.pad((pixels_B3hw - mean) / std, padding), inner
+
+
+def instances(
+    class_QC: Tensor, mask_Qhw: Tensor, padded: tuple[int, int], inner: tuple[int, int], size: tuple[int, int]
+) -> list[Detection] | None:
+    """The objects of one image that score above THRESHOLD; None for logits that are not finite.
+
+    class_QC, mask_Qhw   logits, class C-1 being none; masks at a fraction of the model's size
+    padded, inner, size  what the model saw, that without its padding, the image itself: (height, width)
+    """
+    if not (class_QC.isfinite().all() and mask_Qhw.isfinite().all()):
+        return None
+    scores_QC = class_QC.float().softmax(-1)[:, :-1]
+    score_D, flat_D = scores_QC.flatten().topk(len(scores_QC))
+    flat_D = flat_D[score_D > THRESHOLD]  # the mask's share, at most 1, can only lower it
+    query_D, label_D = flat_D // scores_QC.shape[1], flat_D % scores_QC.shape[1]
+    if len(query_D) == 0:
+        return []
+    mask_D1hw = F.interpolate(mask_Qhw[query_D][:, None].float(), size=padded, mode="bilinear", align_corners=False)
+    mask_D1hw = mask_D1hw[..., : inner[0], : inner[1]]
+    logit_DHW = F.interpolate(mask_D1hw, size=size, mode="bilinear", align_corners=False)[:, 0]
+    inside_DHW = logit_DHW > 0
+    sure_D = (logit_DHW.sigmoid() * inside_DHW).sum((1, 2)) / (inside_DHW.sum((1, 2)) + 1e-6)
+    found = []
+    for label, score, inside_HW in zip(label_D, score_D * sure_D, inside_DHW.cpu(), strict=False):
+        if score > THRESHOLD:
+            found.append(Detection(CLASSES[label], float(score), bounds(inside_HW), inside_HW))
+    return found
+
+
+def bounds(inside_HW: Tensor) -> tuple[float, float, float, float]:
+    """The box around the true pixels, of which there is one at least."""
+    rows, columns = inside_HW.any(1).nonzero().flatten().tolist(), inside_HW.any(0).nonzero().flatten().tolist()
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+class ColorClassifier:
+    """The colour of objects by CLIP, zero-shot, as GenEval asks for it. Raises UserError as `Scorer` does."""
+
+    def __init__(self, device: torch.device, model: str, weights: str):
+        try:
+            import open_clip
+        except ImportError as error:
+            raise UserError(f"reward geneval needs {error.name} (pip install 'htgrpo-ext[geneval]')") from None
+        try:
+            self.model, _, self.transform = open_clip.create_model_and_transforms(
+                model, pretrained=weights, device=device
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{model}, {weights}: no CLIP of open_clip ({str(error).splitlines()[0]})") from None
+        self.model.eval().requires_grad_(False)
+        self.tokenizer, self.device = open_clip.get_tokenizer(model), device
+        self._texts: dict[str, Tensor] = {}  # by class, the unit vectors of the colours [10, F]
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, name: str, things: Sequence[Detection]) -> list[str]:
+        """The colour of each object, cut out of the image (uint8 [3, H, W]) on grey."""
+        picture = levels_image(image)
+        grey = Image.new("RGB", picture.size, BACKGROUND)
+        cut = [Image.composite(picture, grey, Image.fromarray(thing.mask_HW.numpy())) for thing in things]
+        crops = [each.crop(tuple(map(int, thing.box))) for each, thing in zip(cut, things, strict=True)]
+        inputs = torch.stack([self.transform(crop) for crop in crops]).to(self.device)
+        likeness = F.normalize(self.model.encode_image(inputs), dim=-1) @ self._text(name).T
+        return [COLORS[i] for i in likeness.argmax(-1).tolist()]
+
+    def _text(self, name: str) -> Tensor:
+        if name not in self._texts:
+            texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+            vectors = F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
+            self._texts[name] = F.normalize(vectors.view(len(COLORS), len(TEMPLATES), -1).mean(1), dim=-1)
+        return self._texts[name]
