@@ -233,6 +233,10 @@ def serve(
             print(f"warning: {host} can be reached from other machines, and {TOKEN} is not set", file=sys.stderr)
         metrics = Metrics()
         scorers = [scorer(device, **options) for device in found]
+        try:
+            listener.listen()
+        except OSError as error:  # another server was bound to the port as well, and listened first
+            raise _unservable(host, port, error) from None
         batcher = Batcher(scorers, batch_size, wait_ms / 1000, metrics.on_batch)
         health = {"name": name, "rewards": list(scorer.rewards), "devices": [str(device) for device in found]}
         app = make_app(batcher, metrics, health | {"batch_size": batch_size}, round(max_mib * 2**20), token)
@@ -273,5 +277,9 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise UserError(f"cannot serve on {host}:{port}: {error.strerror} (--host, --port)") from None
+        raise _unservable(host, port, error) from None
     return listener
+
+
+def _unservable(host: str, port: int, error: OSError) -> UserError:
+    return UserError(f"cannot serve on {host}:{port}: {error.strerror} (--host, --port)")
