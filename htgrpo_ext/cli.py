@@ -151,6 +151,16 @@ def pretrain_micro(
     pretrain(out, seed, steps, placement=placement.value)
 
 
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
+    """Write report.html of a finished run anew."""
+    if not (run_folder / "summary.json").is_file():
+        raise UserError(f"{run_folder}: no finished run there (summary.json is missing)")
+    from htgrpo_ext.eval.report import write_report
+
+    print(write_report(run_folder))
+
+
 @prompts_app.command("geneval-train")
 def prompts_geneval_train(
     n: Annotated[int, typer.Option("--n", min=1, help="Lines to write.")],
@@ -188,16 +198,6 @@ def serve_reward(
         raise UserError(f"serving needs {error.name} (pip install 'htgrpo-ext[serve]')") from None
 
     serve(name, port, host, device, batch_size, wait_ms, max_mib, read_options(set_ or []))
-
-
-@app.command()
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
-    """Write report.html of a finished run anew."""
-    if not (run_folder / "summary.json").is_file():
-        raise UserError(f"{run_folder}: no finished run there (summary.json is missing)")
-    from htgrpo_ext.eval.report import write_report
-
-    print(write_report(run_folder))
 
 
 def main() -> None:

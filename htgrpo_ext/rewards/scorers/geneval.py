@@ -126,10 +126,11 @@ class Detector:
             None
         ]
         self.model.eval().requires_grad_(False)
-        expected = self.model(picture_13hw).class_queries_logits.softmax(-1)
+        expected_QC = self.model(picture_13hw).class_queries_logits[0]
         self.model.to(self.device)
-        found = self.model(picture_13hw.to(self.device)).class_queries_logits.softmax(-1).cpu()
-        if not (found - expected).abs().max() < 0.05:  # true also of NaN
+        found_QC = self.model(picture_13hw.to(self.device)).class_queries_logits[0].cpu()
+        error_Q = (found_QC - expected_QC).norm(dim=1) / expected_QC.norm(dim=1)
+        if not error_Q.median() < 0.05:  # of a query or two rounding may change what they attend to; NaN is no less
             raise UserError(
                 f"{checkpoint}: {self.device} computes something else than the CPU; no score would be right"
             )
