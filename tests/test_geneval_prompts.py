@@ -226,6 +226,9 @@ def test_without_the_benchmark_nothing_is_written(monkeypatch, tmp_path, capsys)
     with pytest.raises(UserError, match="words.txt:1: not GenEval metadata"):
         write_training_set(5, 0, tmp_path / "words.txt", out)
     assert not list(tmp_path.glob("set*"))
+    (tmp_path / "b.jsonl").write_text(json.dumps(CAT_DOG))
+    with pytest.raises(UserError, match=r"words.txt/set: cannot be written .File exists; --out."):
+        write_training_set(5, 0, tmp_path / "b.jsonl", tmp_path / "words.txt" / "set")
 
 
 def test_the_command_writes_what_a_run_can_read(some, monkeypatch, tmp_path, capsys):

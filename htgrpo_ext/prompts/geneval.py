@@ -148,7 +148,10 @@ def training_set(count: int, seed: int, benchmark: Iterable[dict]) -> list[dict]
 
 
 def write_training_set(count: int, seed: int, exclude: Path, out: Path) -> str:
-    """Write the set as JSONL; returns a table of what is in it. Raises UserError if `exclude` cannot be read."""
+    """Write the set as JSONL; returns a table of what is in it.
+
+    Raises UserError if `exclude` cannot be read, or `out` not be written.
+    """
     if not exclude.exists():
         raise UserError(
             f"{exclude}: no such file; GenEval's prompts are kept out of the set with it (run `make upstream`, or "
@@ -156,10 +159,13 @@ def write_training_set(count: int, seed: int, exclude: Path, out: Path) -> str:
         )
     benchmark = read_prompts(PromptSource(format="geneval", path=exclude))
     prompts = training_set(count, seed, benchmark)
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
-    partial.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts), encoding="utf-8")
-    partial.replace(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts), encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}; --out)") from None
     rows = [f"{'':<14}{'lines':>8}{'distinct':>10}"]
     for task in TASKS:
         texts = [prompt["prompt"] for prompt in prompts if prompt["tag"] == task]
