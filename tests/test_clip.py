@@ -1,6 +1,7 @@
 """CLIP and the aesthetic predictor against open_clip's own numbers, on tiny random models in its formats."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -161,3 +162,9 @@ def test_the_default_model_has_the_activation_of_its_weights(clip):
     default = scorer_class("clip").__init__.__defaults__
     assert clip[0].get_model_config(default[0])["quick_gelu"]
     assert clip[0].pretrained.get_pretrained_cfg(default[0], default[1])["quick_gelu"]
+
+
+def test_without_open_clip_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(UserError, match="open_clip cannot be imported .*make setup-clip"):
+        scorer_class("clip")(CPU)

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.pixels import levels_image
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -24,7 +24,8 @@ class OpenClip:
             import open_clip
         except (ImportError, RuntimeError) as error:  # torchvision raises the latter beside another build of torch
             raise UserError(
-                f"open_clip cannot be imported ({str(error).splitlines()[0]}); make setup-clip installs it"
+                f"open_clip cannot be imported ({str(error).splitlines()[0]}); make setup-clip, or pip install "
+                "'htgrpo-ext[clip]' in a reward's own environment"
             ) from None
         if dtype not in PRECISIONS:
             raise UserError(f"clip: unknown dtype `{dtype}` (one of {', '.join(PRECISIONS)})")
@@ -48,9 +49,9 @@ class OpenClip:
         self.model.eval().requires_grad_(False)
 
     @torch.inference_mode()
-    def images(self, images: Sequence[Tensor]) -> Tensor:
-        """Unit vectors float32 [B, D] of pictures uint8 [3, H, W], prepared by open_clip's own transform."""
-        pixels = torch.stack([self.preprocess(levels_image(image)) for image in images])
+    def pictures(self, pictures: Sequence[Image]) -> Tensor:
+        """Unit vectors float32 [B, D] of pictures of any size, prepared by open_clip's own transform."""
+        pixels = torch.stack([self.preprocess(picture) for picture in pictures])
         return normalize(self.model.encode_image(pixels.to(self.device, self.dtype)).float(), dim=-1)
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.pixels import levels_image
 from htgrpo_ext.rewards.openclip import OpenClip
 
 
@@ -36,7 +37,7 @@ class Scorer:
     @torch.inference_mode()
     def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
         """See `Scorer` in scorers/__init__.py."""
-        value_BD = self.clip.images(images)
+        value_BD = self.clip.pictures([levels_image(image) for image in images])
         for weight, bias in self.layers:  # the published stack has nothing but dropout between its maps
             value_BD = linear(value_BD, weight, bias)
         return {"aesthetic": value_BD.squeeze(-1).tolist()}

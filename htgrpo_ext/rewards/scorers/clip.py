@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from htgrpo_ext.pixels import levels_image
 from htgrpo_ext.rewards.openclip import OpenClip
 
 
@@ -30,4 +31,5 @@ class Scorer:
         """See `Scorer` in scorers/__init__.py."""
         texts = list(dict.fromkeys(prompt["prompt"] for prompt in prompts))  # rollouts of a prompt share its vector
         text_BD = self.clip.texts(texts)[[texts.index(prompt["prompt"]) for prompt in prompts]]
-        return {"clip": (self.clip.images(images) * text_BD).sum(-1).tolist()}
+        image_BD = self.clip.pictures([levels_image(image) for image in images])
+        return {"clip": (image_BD * text_BD).sum(-1).tolist()}

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.pixels import levels_image
 from htgrpo_ext.rewards.geneval import CLASSES, COLORS, THRESHOLD, Detection, check, judge, objects
+from htgrpo_ext.rewards.openclip import OpenClip
 
 SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32  # pixels: at least, at most, and padded to multiples
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, in levels
@@ -47,8 +48,7 @@ class Scorer:
 
     device         where both models run
     detector       a Mask2Former checkpoint for COCO instances: a Hugging Face name, or a folder
-    color_model    open_clip's name of a CLIP
-    color_weights  open_clip's name of its weights, or a file; OpenAI's in a file need color_model ViT-L-14-quickgelu
+    color_model, color_weights  CLIP's, as model and weights of the scorer `clip`
 
     Raises UserError if a package or a checkpoint is missing or does not fit.
     """
@@ -59,11 +59,11 @@ class Scorer:
         self,
         device: torch.device,
         detector: str = "facebook/mask2former-swin-small-coco-instance",
-        color_model: str = "ViT-L-14",
+        color_model: str = "ViT-L-14-quickgelu",
         color_weights: str = "openai",
     ):
         # Both now: a package that is missing should be said at the start, not at the first prompt with a colour.
-        self.colors = ColorClassifier(device, color_model, color_weights)
+        self.colors = ColorClassifier(OpenClip(device, color_model, color_weights, "float32"))
         self.detector = Detector(device, detector)
         self._empty: deque[bool] = deque(maxlen=WATCHED)
 
@@ -200,37 +200,24 @@ def bounds(inside_HW: Tensor) -> tuple[float, float, float, float]:
 
 
 class ColorClassifier:
-    """The colour of objects by CLIP, zero-shot, as GenEval asks for it. Raises UserError as `Scorer` does."""
+    """The colour of objects by CLIP, zero-shot, as GenEval asks for it."""
 
-    def __init__(self, device: torch.device, model: str, weights: str):
-        try:
-            import open_clip
-        except ImportError as error:
-            raise UserError(f"reward geneval needs {error.name} (pip install 'htgrpo-ext[geneval]')") from None
-        try:
-            self.model, _, self.transform = open_clip.create_model_and_transforms(
-                model, pretrained=weights, device=device
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{model}, {weights}: no CLIP of open_clip ({str(error).splitlines()[0]})") from None
-        self.model.eval().requires_grad_(False)
-        self.tokenizer, self.device = open_clip.get_tokenizer(model), device
+    def __init__(self, clip: OpenClip):
+        self.clip = clip
         self._texts: dict[str, Tensor] = {}  # by class, the unit vectors of the colours [10, F]
 
-    @torch.no_grad()
     def __call__(self, image: Tensor, name: str, things: Sequence[Detection]) -> list[str]:
         """The colour of each object, cut out of the image (uint8 [3, H, W]) on grey."""
         picture = levels_image(image)
         grey = Image.new("RGB", picture.size, BACKGROUND)
         cut = [Image.composite(picture, grey, Image.fromarray(thing.mask_HW.numpy())) for thing in things]
         crops = [each.crop(tuple(map(int, thing.box))) for each, thing in zip(cut, things, strict=True)]
-        inputs = torch.stack([self.transform(crop) for crop in crops]).to(self.device)
-        likeness = F.normalize(self.model.encode_image(inputs), dim=-1) @ self._text(name).T
+        likeness = self.clip.pictures(crops) @ self._text(name).T
         return [COLORS[i] for i in likeness.argmax(-1).tolist()]
 
     def _text(self, name: str) -> Tensor:
         if name not in self._texts:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
-            vectors = F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
-            self._texts[name] = F.normalize(vectors.view(len(COLORS), len(TEMPLATES), -1).mean(1), dim=-1)
+            vectors = self.clip.texts(texts).view(len(COLORS), len(TEMPLATES), -1)
+            self._texts[name] = F.normalize(vectors.mean(1), dim=-1)
         return self._texts[name]
