@@ -20,12 +20,12 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from reward_scorers import Levels, image
+from serving import listening
 
 from htgrpo_ext import cli
 from htgrpo_ext.pixels import decode_png, encode_png
@@ -41,30 +41,17 @@ LIMIT = 2**20
 @contextmanager
 def running(*scorers, batch_size=4, queue=2048, token=None, most_bytes=LIMIT):
     """(url, batcher) of a server around these scorers."""
-    metrics, up = server.Metrics(), threading.Event()
+    metrics = server.Metrics()
     batcher = Batcher(scorers, batch_size, wait=0.0, on_batch=metrics.on_batch, queue=queue)
     health = {"name": "levels", "rewards": list(Levels.rewards)}
     app = server.make_app(batcher, metrics, health, most_bytes, token)
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets=None):
-            await super().startup(sockets)
-            up.set()
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        runs = Server(uvicorn.Config(app, log_level="critical", access_log=False))
-        thread = threading.Thread(target=runs.run, args=([listener],), daemon=True)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.start()
-        assert up.wait(SECONDS)
+    with listening(app) as url:
         try:
             yield url, batcher
         finally:
             for scorer in scorers:
                 scorer.gate.set()
-            runs.should_exit = True
-            thread.join(SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +69,14 @@ def post(url, content, **headers) -> tuple[int, dict]:
     content = json.dumps(content) if isinstance(content, dict) else content
     reply = httpx.post(f"{url}/score", content=content, headers=headers, timeout=SECONDS, trust_env=False)
     return reply.status_code, reply.json()
+
+
+def held_up(pool, url, scorer):
+    """The answer, to come, that the worker is busy with until `scorer.gate` is set: 0."""
+    scorer.gate.clear()
+    first = pool.submit(post, url, body(0))
+    assert scorer.entered.acquire(timeout=SECONDS)
+    return first
 
 
 def metrics_of(url) -> dict[str, float]:
@@ -112,7 +107,6 @@ def refuses(port: int) -> bool:
 
 def test_many_clients_share_batches_and_each_gets_its_own_scores():
     scorer = Levels()
-    scorer.gate.clear()
     with running(scorer, batch_size=8) as (url, batcher):
         submitted = threading.Semaphore(0)
         submit = batcher.submit
@@ -129,8 +123,7 @@ def test_many_clients_share_batches_and_each_gets_its_own_scores():
             return await (await client_of(url)).score([{"prompt": "a"}] * 2, files)
 
         with ThreadPoolExecutor(20) as pool:
-            first = pool.submit(post, url, body(0))
-            assert scorer.entered.acquire(timeout=SECONDS)
+            first = held_up(pool, url, scorer)
             answers = [pool.submit(asyncio.run, ask(10 * n)) for n in range(1, 13)]
             for _ in range(13):
                 assert submitted.acquire(timeout=SECONDS)
@@ -147,10 +140,8 @@ def test_many_clients_share_batches_and_each_gets_its_own_scores():
 
 def test_a_poisoned_request_fails_alone_and_is_not_asked_again():
     scorer = Levels()
-    scorer.gate.clear()
     with running(scorer, batch_size=8) as (url, batcher), ThreadPoolExecutor(4) as pool:
-        first = pool.submit(post, url, body(0))
-        assert scorer.entered.acquire(timeout=SECONDS)
+        first = held_up(pool, url, scorer)
         answers = [pool.submit(post, url, body(5, prompt=prompt)) for prompt in ("a", "refuse", "crash")]
         until(lambda: batcher.waiting == 3)
         scorer.gate.set()
@@ -253,10 +244,8 @@ def test_too_much_is_noticed_while_it_comes_and_the_client_does_not_ask_again(ur
 
 def test_a_full_queue_says_come_again():
     scorer = Levels()
-    scorer.gate.clear()
     with running(scorer, batch_size=1, queue=2) as (url, batcher), ThreadPoolExecutor(2) as pool:
-        first = pool.submit(post, url, body(1))
-        assert scorer.entered.acquire(timeout=SECONDS)
+        first = held_up(pool, url, scorer)
         waiting = pool.submit(post, url, body(2, 3))
         until(lambda: batcher.waiting == 2)
         assert post(url, body(4)) == (503, {"detail": "the queue is full"})
@@ -267,10 +256,8 @@ def test_a_full_queue_says_come_again():
 
 def test_who_hangs_up_is_not_scored():
     scorer = Levels()
-    scorer.gate.clear()
     with running(scorer, batch_size=1) as (url, batcher), ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, url, body(1))
-        assert scorer.entered.acquire(timeout=SECONDS)
+        first = held_up(pool, url, scorer)
         content = json.dumps(body(2)).encode()
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -280,7 +267,7 @@ def test_who_hangs_up_is_not_scored():
         until(lambda: "htgrpo_reward_requests_total 499" in metrics_of(url))
         scorer.gate.set()
         assert first.result(SECONDS)[0] == 200 and post(url, body(3)) == (200, {"scores": [3.0]})
-    assert scorer.batches == [[1], [3]]
+    assert scorer.batches == [[0], [3]]
 
 
 def test_the_token_is_asked_for(monkeypatch):
