@@ -1,6 +1,6 @@
 """What `reward.overlap` gains: cycles of one run whose reward server takes its time, overlapped and not, in pairs.
 
-    .venv/bin/python benchmarks/reward_overlap.py --method htgrpo --seconds 1
+    .venv/bin/python benchmarks/reward_overlap.py --method htgrpo --milliseconds 10
 
 The server sleeps, as one on another GPU looks from here. Both runs of a pair have the same seed; which goes first
 alternates. The first cycle of each run, which also opens connections, is left out. Waiting is the part of a cycle that
@@ -28,15 +28,15 @@ CYCLES = 4
 
 
 class Slow:
-    """A reward model that takes a fixed time for a batch: mean brightness."""
+    """A reward model that takes its time for each image: mean brightness."""
 
     rewards = ("slow",)
 
-    def __init__(self, device: torch.device, seconds: float):
-        self.seconds = seconds
+    def __init__(self, device: torch.device, milliseconds: float):
+        self.milliseconds = milliseconds
 
     def score(self, prompts, images) -> dict[str, list[float]]:
-        time.sleep(self.seconds)
+        time.sleep(self.milliseconds / 1000 * len(images))
         return {"slow": [image.float().mean().item() for image in images]}
 
 
@@ -64,7 +64,7 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", default="htgrpo")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that the server takes for a batch")
+    parser.add_argument("--milliseconds", type=float, default=10.0, help="that the server takes for an image")
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
     with socket.socket() as probe:
@@ -72,7 +72,7 @@ def main() -> None:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "htgrpo_ext.cli", "serve-reward", f"{__file__}:Slow", "--port", str(port)]
-    server = subprocess.Popen([*command, "--batch-size", "1000", "--set", f"seconds={arguments.seconds}"])
+    server = subprocess.Popen([*command, "--batch-size", "1000", "--set", f"milliseconds={arguments.milliseconds}"])
     try:
         wait_for(url, server)
         pairs = []
@@ -93,7 +93,7 @@ def main() -> None:
     gain = statistics.median(pair[False][0] / pair[True][0] for pair in pairs)
     saved = statistics.median(pair[False][1] - pair[True][1] for pair in pairs)
     print(
-        f"{arguments.method}, a server of {arguments.seconds:g} s, medians of {len(pairs)} pairs: overlapped "
+        f"{arguments.method}, {arguments.milliseconds:g} ms an image, medians of {len(pairs)} pairs: overlapped "
         f"cycles are {gain:.2f} times as fast, and wait {saved:.2f} s less"
     )
 

@@ -25,8 +25,8 @@ class RecordedRewards(Rewards):
         }
         return super().begin(prompts, codes_BN, images)
 
-    def finish(self, pending):
-        judged = super().finish(pending)
+    def finish(self, *pending):
+        judged = super().finish(*pending)
         worth = {"reward": judged.reward_B, "advantage": judged.advantage_B, "kept": judged.kept_B}
         with (folder / f"{self.accelerator.process_index}.jsonl").open("a") as file:
             file.write(json.dumps(self.seen | {key: value.tolist() for key, value in worth.items()}) + "\n")

@@ -1,7 +1,7 @@
 """All rewards of a run: scored here or by servers, mixed, and agreed upon by all processes.
 
     pending = rewards.begin(prompts, codes_BN, images)     servers are at work from here on
-    judged = rewards.finish(pending)                       by the deadline, or a little after; the same on every process
+    judged = rewards.finish(pending, ..)                   by the deadline, or a little after; the same on every process
 
 A rollout that some reward did not score takes its whole group out of the batch: advantage zero, no part in the
 objective, counted. No score is ever made up.
@@ -118,12 +118,20 @@ class Rewards:
                 self._await(future, pending)
         return pending
 
-    def finish(self, pending: Pending) -> Judged:
+    def finish(self, *parts: Pending) -> Judged:
         """Wait for the servers, agree with all processes, mix.
+
+        parts  together this process's rollouts, in their order
 
         Raises UserError, on every process, if `on_failure` is stop and a group was lost, or too many batches lost one.
         """
-        outcomes = pending.known | {name: self._await(future, pending) for name, future in pending.asked.items()}
+        outcomes: dict[str, Outcome] = {term.name: ([], []) for term in self.settings.terms}
+        for part in parts:
+            answered = {name: self._await(future, part) for name, future in part.asked.items()}
+            for name, (scores, reasons) in (part.known | answered).items():
+                outcomes[name][0].extend(scores)
+                outcomes[name][1].extend(reasons)
+        count = sum(part.count for part in parts)
         names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.accelerator.device
         given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
         score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
@@ -143,8 +151,7 @@ class Rewards:
         metrics |= {"failed_groups": int(mixed.failed_P.sum())}
         if lost:
             metrics["failure"] = _first(reasons)
-        start = self.accelerator.process_index * pending.count
-        own = slice(start, start + pending.count)
+        own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         return Judged(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
 
     def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Judged:

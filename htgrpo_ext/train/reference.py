@@ -7,6 +7,8 @@ wherever it is drawn. Dropout is off throughout, because log-probabilities are c
 P prompts, G rollouts per prompt, B = P*G, N image tokens, K updates.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,9 +18,11 @@ from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import policy_objective
 from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.sampler import Rollout
+from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.prompts.sources import PromptSources
-from htgrpo_ext.rewards.mix import Rewards
+from htgrpo_ext.rewards.mix import Pending, Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from htgrpo_ext.train.log import MetricsLog
@@ -45,25 +49,21 @@ def train_cycle(run: Run, cycle: int) -> None:
     run.seconds.clear()
     run.forward.rows.clear()
 
-    # Roll out: this process's share of the cycle's prompts, G images each.
+    # Roll out: this process's share of the cycle's prompts, G images each; rewards are under way.
     share = process_share(run.accelerator, settings.rollout.prompts_per_cycle)
     prompts = [p for p in run.prompts.cycle(cycle)[share.start : share.stop] for _ in range(G)]
     rows = run.backbone.encode_prompts([p["prompt"] for p in prompts])
-    draws = Draws(settings.seed, cycle, share, G)
-    with run.timed("rollout"):
-        rollout = generate(run.backbone, run.forward, rows, draws, settings.rollout)
-    with run.timed("reward"):
-        pending = run.rewards.begin(prompts, rollout.codes_BN, lambda: run.backbone.decode(rollout.codes_BN))
+    rollout, pending = roll_out(run, cycle, share, prompts, rows)
 
     # Plan the K updates (what is visible, what is a target, what it weighs), and score under the old and the
-    # reference policy, micro-batch by micro-batch, while reward servers are at work.
-    batch, updates = plan_updates(settings, rollout, rows, draws)
+    # reference policy, micro-batch by micro-batch, while reward servers finish.
+    batch, updates = plan_updates(settings, rollout, rows, Draws(settings.seed, cycle, share, G))
     with run.timed("score"):
         scored = score_micro_batches(settings, run.backbone, run.forward, rows, rollout.codes_BN, updates)
 
     # Compare within groups. A group that a reward failed to score has no part in what follows.
     with run.timed("reward"):
-        judged = run.rewards.finish(pending)
+        judged = run.rewards.finish(*pending)
 
     # Update K times. All micro-batches of an optimizer step train the same update (but for MaskGRPO as published).
     for k in range(K if judged.any_kept else 0):
@@ -95,6 +95,27 @@ def train_cycle(run: Run, cycle: int) -> None:
     save_pictures(run, cycle, prompts[::G][:SHOWN], lambda: run.backbone.decode(shown_BN))
     if cycle == loop.cycles - 1 and run.accelerator.is_main_process:
         save_shown_rollout(settings.folder, prompts[0], judged.reward_B[0].item(), rollout, batch.rank_BN, updates)
+
+
+def roll_out(
+    run: Run, cycle: int, share: range, prompts: Sequence[dict], rows: Prompts
+) -> tuple[Rollout, list[Pending]]:
+    """Images of all rows, drawn by micro-batch: reward servers see those of one while the next is drawn.
+
+    share  the prompts' places in the global batch; prompts and rows have G of each
+    """
+    settings, G, A = run.settings, run.settings.rollout.rollouts_per_prompt, run.settings.loop.micro_batches
+    rollouts, pending = [], []
+    for a in range(A):
+        places = range(a * len(share) // A, (a + 1) * len(share) // A)
+        part = slice(places.start * G, places.stop * G)
+        draws = Draws(settings.seed, cycle, share[places.start : places.stop], G)
+        with run.timed("rollout"):
+            rollouts.append(generate(run.backbone, run.forward, rows.rows(part), draws, settings.rollout))
+        with run.timed("reward"):
+            codes_BN = rollouts[-1].codes_BN
+            pending.append(run.rewards.begin(prompts[part], codes_BN, partial(run.backbone.decode, codes_BN)))
+    return Rollout(*map(torch.cat, zip(*rollouts, strict=True))), pending
 
 
 def process_share(accelerator: Accelerator, count: int) -> range:
