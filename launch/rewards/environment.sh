@@ -1,10 +1,11 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it, each of which serves one heavy reward from a virtual environment of its own:
 #
 #     environment NAME REQUIREMENT... [-- REQUIREMENT...]
 #     serve NAME "$@"
 #
 # `environment` makes .venv-rewards/NAME, once; a changed list makes it anew. The requirements after `--` come without
-# their dependencies. What the list does not name itself has the version of constraints.txt. `serve` becomes
+# their dependencies. What the list gives no version has that of constraints.txt. `serve` becomes
 # `htgrpo serve-reward NAME "$@"`, or ends if the only argument is --setup-only.
 #
 #     HTGRPO_REWARD_ENVIRONMENTS   where the environments lie instead
@@ -34,12 +35,12 @@ find_python() {
     fail "no Python 3.11 or newer found (PYTHON=/path/to/python)"
 }
 
-# constraints REQUIREMENT...: constraints.txt without the packages that are named.
+# constraints REQUIREMENT...: constraints.txt, less the packages that are given a version here.
 constraints() {
     printf '%s\n' "$@" | awk '
         function name(text) { sub(/[][<>=!~;@ ].*/, "", text); gsub(/[_.]/, "-", text); return tolower(text) }
-        NR == FNR { named[name($0)] = 1; next }
-        !(name($0) in named)' - "$ROOT/constraints.txt"
+        NR == FNR { if (/[<>=!~@]/) given[name($0)] = 1; next }
+        !(name($0) in given)' - "$ROOT/constraints.txt"
 }
 
 environment() {
