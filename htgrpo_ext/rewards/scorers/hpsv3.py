@@ -1,6 +1,7 @@
 """HPSv3, a preference model on Qwen2-VL-7B, through its authors' package (github.com/MizzenAI/HPSv3, PyPI `hpsv3`).
 
-The score is the mean of the package's (mean, deviation), unscaled: about -1 for poor images, 8 to 13 for good ones.
+The score is the mean of the package's (mean, deviation), unscaled. Its README's averages per generator run from -0.24
+(Stable Diffusion 2) to 10.55 (Kolors).
 The package cannot be imported beside what this project trains with: launch/rewards/hpsv3.sh makes its environment.
 """
 
