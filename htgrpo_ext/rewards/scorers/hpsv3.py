@@ -28,7 +28,7 @@ class Scorer:
     base        the Qwen2-VL that it was trained from, a folder or a name on Hugging Face: configuration, processor, and
                 weights as well, which the package loads before it puts the checkpoint's in their place
     dtype       of all but the head, which is float32. On a CPU it must be float32: the package casts on CUDA only
-    attention   auto is flash attention where flash_attn is installed, as the package has it; it knows no third kind
+    attention   auto is flash attention where flash_attn is installed and dtype allows it; the package knows no third
     """
 
     rewards = ("hpsv3",)
@@ -58,7 +58,7 @@ class Scorer:
             "model_name_or_path": base,
             "torch_dtype": dtype,
             "bf16": dtype == "bfloat16",
-            "disable_flash_attn2": attention == "sdpa",
+            "disable_flash_attn2": attention == "sdpa" or dtype == "float32",  # which flash attention does not do
             "use_cpu": True,  # of the trainer's arguments, which would take the first GPU; the model goes to `device`
         }
         with tempfile.TemporaryDirectory() as folder:
