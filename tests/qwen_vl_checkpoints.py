@@ -146,26 +146,23 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
 
 def qwen2_vl(folder: Path) -> Path:
     """A checkpoint of Qwen2-VL with two blocks of width 32 on either side."""
-    folder.mkdir(parents=True, exist_ok=True)
     vision = {"embed_dim": VISION, "hidden_size": WIDTH, "mlp_ratio": 4, "in_chans": 3, "temporal_patch_size": 2}
-    write_config(folder, "qwen2_vl", "Qwen2VLForConditionalGeneration", vision)
-    write_processor(folder, "Qwen2VLProcessor")
-    weights = Weights(seed=0)
-    weights.vision_model(newer=False)
-    weights.language_model(ROWS)
-    save(weights.tensors, folder / "model.safetensors")
-    return folder
+    return _checkpoint(folder, "qwen2_vl", "Qwen2VL", vision, seed=0, newer=False)
 
 
 def qwen2_5_vl(folder: Path) -> Path:
     """A checkpoint of Qwen2.5-VL, the kind of UnifiedReward-qwen, with two blocks of width 32 on either side."""
-    folder.mkdir(parents=True, exist_ok=True)
     vision = {"hidden_size": VISION, "intermediate_size": FFN, "out_hidden_size": WIDTH, "in_chans": 3}
     vision |= {"hidden_act": "silu", "window_size": 112, "fullatt_block_indexes": [1], "tokens_per_second": 2}
-    write_config(folder, "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", vision)
-    write_processor(folder, "Qwen2_5_VLProcessor")
-    weights = Weights(seed=1)
-    weights.vision_model(newer=True)
+    return _checkpoint(folder, "qwen2_5_vl", "Qwen2_5_VL", vision, seed=1, newer=True)
+
+
+def _checkpoint(folder: Path, model: str, name: str, vision: dict, seed: int, newer: bool) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, model, f"{name}ForConditionalGeneration", vision)
+    write_processor(folder, f"{name}Processor")
+    weights = Weights(seed)
+    weights.vision_model(newer)
     weights.language_model(ROWS)
     save(weights.tensors, folder / "model.safetensors")
     return folder
