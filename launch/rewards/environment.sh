@@ -1,0 +1,84 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it, each of which serves one heavy reward from a virtual environment of its own:
+#
+#     environment NAME REQUIREMENT... [-- REQUIREMENT...]
+#     serve NAME "$@"
+#
+# `environment` makes .venv-rewards/NAME, once; a changed list makes it anew. The requirements after `--` come without
+# their dependencies. What the list gives no version has that of constraints.txt. `serve` becomes
+# `htgrpo serve-reward NAME "$@"`, or ends if the only argument is --setup-only.
+#
+#     HTGRPO_REWARD_ENVIRONMENTS   where the environments lie instead
+#     PYTHON                       Python 3.11 or newer; the first that is found if unset
+#     TORCH_INDEX                  where to look for PyTorch besides PyPI, as in the Makefile
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+ENVIRONMENTS=${HTGRPO_REWARD_ENVIRONMENTS:-$ROOT/.venv-rewards}
+# What a server needs. numpy and torch are named so that no reward takes another without saying so.
+SERVING=(torch numpy pillow safetensors pydantic pyyaml typer rich fastapi uvicorn prometheus-client)
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+find_python() {
+    local python
+    for python in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+        if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer found (PYTHON=/path/to/python)"
+}
+
+# constraints REQUIREMENT...: constraints.txt, less the packages that are given a version here.
+constraints() {
+    printf '%s\n' "$@" | awk '
+        function name(text) { sub(/[][<>=!~;@ ].*/, "", text); gsub(/[_.]/, "-", text); return tolower(text) }
+        NR == FNR { if (/[<>=!~@]/) given[name($0)] = 1; next }
+        !(name($0) in given)' - "$ROOT/constraints.txt"
+}
+
+environment() {
+    local name=$1
+    shift
+    local folder=$ENVIRONMENTS/$name log=$ENVIRONMENTS/$name.log list alone=() with=() python
+    list=$(printf '%s\n' "${SERVING[@]}" "$@")
+    [[ -f $folder/.ready && $(<"$folder/.ready") == "$list" ]] && return
+    while (($#)) && [[ $1 != -- ]]; do
+        with+=("$1")
+        shift
+    done
+    alone=("${@:2}")
+    python=$(find_python)
+    mkdir -p "$ENVIRONMENTS" || fail "cannot write $ENVIRONMENTS (HTGRPO_REWARD_ENVIRONMENTS)"
+    echo "setting up $folder with $python; this takes some minutes, once" >&2
+    if ! {
+        "$python" -m venv --clear "$folder" &&
+            constraints "${with[@]}" "${alone[@]}" >"$folder/constraints.txt" &&
+            install "$folder" --no-deps torch && # first, or pip may look at every torch there is
+            install "$folder" "${SERVING[@]}" "${with[@]}" &&
+            install "$folder" --no-deps "${alone[@]}" -e "$ROOT"
+    } >"$log" 2>&1; then
+        fail "$name: no environment: $(grep -i '^error' "$log" | tail -1 || true) ($log)"
+    fi
+    echo "$list" >"$folder/.ready"
+}
+
+install() {
+    local folder=$1
+    shift
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -c "$folder/constraints.txt" \
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$@"
+}
+
+serve() {
+    local name=$1
+    shift
+    [[ $* == --setup-only ]] && exit
+    exec "$ENVIRONMENTS/$name/bin/htgrpo" serve-reward "$name" "$@"
+}
