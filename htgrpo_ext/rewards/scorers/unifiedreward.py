@@ -1,0 +1,205 @@
+"""UnifiedReward (github.com/CodeGoat24/UnifiedReward): a vision-language model that is asked for a score of 1 to 5.
+
+Here, through transformers, or behind an OpenAI-compatible endpoint (vLLM, SGLang). Either way one prompt, greedy
+decoding, pictures as they are. An answer that is cut short, or has not exactly one score in the published form, is no
+score: NaN, never a guess.
+
+B images.
+"""
+
+import asyncio
+import base64
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.pixels import encode_png, levels_image
+from htgrpo_ext.rewards.published import CAPTION, SCORE
+
+MODEL = "CodeGoat24/UnifiedReward-qwen-7b"
+MOST_TOKENS = 512  # of an answer, as published
+KEY = "UNIFIEDREWARD_API_KEY"  # environment variable with the endpoint's key, if it wants one
+PATIENT = (408, 429)  # statuses below 500 that may pass by themselves
+MARK = re.compile(r"<\|\w+\|>|<image>")  # what stands for pictures and turns in these models' input
+
+
+class Scorer:
+    """Score of 1 to 5.
+
+    prompt_file  text with `{caption}` once; launch/rewards/unifiedreward.sh makes the published one
+    model        a checkpoint that transformers reads, a folder or a name; the name that the endpoint has for it
+    endpoint     http://HOST:PORT/v1 of a server that has the model; without it, the model is loaded here
+    dtype        bfloat16 | float16 | float32, of a model that is loaded here
+    parallel     requests to the endpoint at a time
+    timeout      seconds for one batch at the endpoint; less than the run's own
+
+    Raises UserError for what cannot be loaded, or an endpoint that does not answer or has no such model.
+    """
+
+    rewards = ("unifiedreward",)
+
+    def __init__(
+        self,
+        device: torch.device,
+        prompt_file: str,
+        model: str = MODEL,
+        endpoint: str | None = None,
+        dtype: str = "bfloat16",
+        parallel: int = 16,
+        timeout: float = 100.0,
+    ):
+        self.before, self.after = read_prompt(Path(prompt_file))
+        self.model = Endpoint(endpoint, model, parallel, timeout) if endpoint else Local(device, model, dtype)
+
+    def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
+        """See scorers/__init__.py. Raises ValueError for a prompt with a token of the model's own, too."""
+        captions = [prompt["prompt"] for prompt in prompts]
+        for caption in captions:
+            if MARK.search(caption):  # another picture, or another turn, as far as the model can tell
+                raise ValueError(f"a prompt holds one of the model's own tokens: {caption[:80]!r}")
+        answers = self.model.answers([self.before + caption + self.after for caption in captions], images)
+        return {"unifiedreward": [read_score(answer) for answer in answers]}
+
+
+def read_prompt(file: Path) -> tuple[str, str]:
+    """What stands before and after the caption. Raises UserError."""
+    try:
+        parts = file.read_text(encoding="utf-8").split(CAPTION)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: no prompt can be read there ({error}) (option `prompt_file`)") from None
+    if len(parts) != 2 or SCORE not in "".join(parts):
+        raise UserError(f"{file}: a prompt has `{CAPTION}` once, and asks for `{SCORE}` (option `prompt_file`)")
+    return parts[0], parts[1]
+
+
+def read_score(answer: str | None) -> float:
+    """The score that an answer ends in, or NaN; None is an answer cut short."""
+    if answer is None or answer.count(SCORE) != 1:
+        return float("nan")
+    found = re.fullmatch(r"\s*([1-5](?:\.[0-9]+)?)\s*", answer.partition(SCORE)[2])
+    score = float(found[1]) if found else float("nan")
+    return score if score <= 5 else float("nan")
+
+
+def content(picture: dict[str, Any], question: str) -> list[dict]:
+    """One turn of the user, the picture first, as published."""
+    return [{"role": "user", "content": [picture, {"type": "text", "text": question}]}]
+
+
+class Local:
+    """The model on one device, through transformers. Raises UserError."""
+
+    def __init__(self, device: torch.device, checkpoint: str, dtype: str):
+        if dtype not in ("bfloat16", "float16", "float32"):
+            raise UserError(f"reward unifiedreward: unknown dtype `{dtype}` (one of bfloat16, float16, float32)")
+        try:
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+        except ImportError as error:
+            raise UserError(
+                f"reward unifiedreward: {error}; launch/rewards/unifiedreward.sh makes the environment it needs"
+            ) from None
+        try:
+            # The slow image processor is what the model was published with; the fast one rounds otherwise.
+            self.processor = AutoProcessor.from_pretrained(checkpoint, use_fast=False)
+            self.model, report = AutoModelForImageTextToText.from_pretrained(
+                checkpoint, torch_dtype=getattr(torch, dtype), output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"reward unifiedreward: cannot load {checkpoint}: {said}") from None
+        if missing := report["missing_keys"] or report["mismatched_keys"]:
+            raise UserError(
+                f"reward unifiedreward: {checkpoint}: {len(missing)} weights missing or of another size: "
+                f"{sorted(missing)[0]}, .."
+            )
+        self.processor.tokenizer.padding_side = "left"
+        self.model.to(device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
+        """The answer to each question, None if it is cut short."""
+        texts = [
+            self.processor.apply_chat_template(
+                content({"type": "image"}, question), tokenize=False, add_generation_prompt=True
+            )
+            for question in questions
+        ]
+        pictures = [[levels_image(image)] for image in images]
+        inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.model.device, self.model.dtype)
+        whole = self.model.generate(
+            **inputs, do_sample=False, temperature=None, top_p=None, top_k=None,
+            max_new_tokens=MOST_TOKENS,
+        )  # fmt: skip
+        new = whole[:, inputs["input_ids"].shape[1] :]
+        ends = torch.tensor(self.model.generation_config.eos_token_id, device=new.device)
+        ended = torch.isin(new, ends).any(1).tolist()
+        decoded = self.processor.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [text if done else None for text, done in zip(decoded, ended, strict=True)]
+
+
+class Endpoint:
+    """The model behind an OpenAI-compatible server. Raises UserError."""
+
+    def __init__(self, url: str, model: str, parallel: int, timeout: float):
+        self.url, self.model, self.parallel, self.timeout = url.rstrip("/"), model, parallel, timeout
+        try:
+            import httpx
+        except ImportError:
+            raise UserError("reward unifiedreward: an endpoint needs httpx (pip install httpx)") from None
+        self.httpx = httpx
+        key = os.environ.get(KEY)
+        self.settings = {
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "trust_env": False,  # no proxy between here and a server on the same host
+        }
+        try:
+            reply = httpx.get(f"{self.url}/models", timeout=10.0, **self.settings)
+            served = [entry["id"] for entry in reply.raise_for_status().json()["data"]]
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"reward unifiedreward: no list of models at {self.url}/models ({said})") from None
+        if model not in served:
+            raise UserError(f"reward unifiedreward: {self.url} has no {model} but {', '.join(map(str, served))}")
+
+    def answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
+        """As `Local`, in bounded time. Raises ValueError for a refusal, another exception for what may pass."""
+        return asyncio.run(self._answers(questions, images))  # which cancels what is under way when one has failed
+
+    async def _answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
+        limit = asyncio.Semaphore(self.parallel)
+        try:
+            async with asyncio.timeout(self.timeout), self.httpx.AsyncClient(timeout=None, **self.settings) as http:
+                asked = (self._ask(http, limit, *each) for each in zip(questions, images, strict=True))
+                return await asyncio.gather(*asked)
+        except TimeoutError:
+            raise RuntimeError(f"no answer from {self.url} within {self.timeout:g} s") from None
+
+    async def _ask(self, http: Any, limit: asyncio.Semaphore, question: str, image: Tensor) -> str | None:
+        picture = {"url": f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"}
+        body = {
+            "model": self.model,
+            "messages": content({"type": "image_url", "image_url": picture}, question),
+            "temperature": 0,
+            "max_tokens": MOST_TOKENS,
+        }
+        async with limit:
+            reply = await http.post(f"{self.url}/chat/completions", json=body)
+        if reply.status_code != 200:
+            what = f"{self.url} says {reply.status_code}: {' '.join(reply.text.split())[:200]}"
+            lasting = 400 <= reply.status_code < 500 and reply.status_code not in PATIENT
+            raise (ValueError if lasting else RuntimeError)(what)
+        try:
+            choice = reply.json()["choices"][0]
+            ended, answer = choice["finish_reason"] == "stop", choice["message"]["content"]
+            if not isinstance(answer, str):
+                raise TypeError(f"the answer is {answer!r}")
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # not the picture's fault: it may be asked again
+            raise RuntimeError(f"{self.url}: a reply that cannot be read ({error!r})") from None
+        return answer if ended else None
