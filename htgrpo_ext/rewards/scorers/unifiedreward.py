@@ -105,8 +105,7 @@ class Local:
                 f"reward unifiedreward: {error}; launch/rewards/unifiedreward.sh makes the environment it needs"
             ) from None
         try:
-            # The slow image processor is what the model was published with; the fast one rounds otherwise.
-            self.processor = AutoProcessor.from_pretrained(checkpoint, use_fast=False)
+            self.processor = AutoProcessor.from_pretrained(checkpoint)
             self.model, report = AutoModelForImageTextToText.from_pretrained(
                 checkpoint, torch_dtype=getattr(torch, dtype), output_loading_info=True
             )
