@@ -134,7 +134,7 @@ class Local:
         inputs = inputs.to(self.model.device, self.model.dtype)
         whole = self.model.generate(
             **inputs, do_sample=False, temperature=None, top_p=None, top_k=None,
-            max_new_tokens=MOST_TOKENS,
+            max_new_tokens=MOST_TOKENS, pad_token_id=self.processor.tokenizer.pad_token_id,
         )  # fmt: skip
         new = whole[:, inputs["input_ids"].shape[1] :]
         ends = torch.tensor(self.model.generation_config.eos_token_id, device=new.device)
