@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# HPSv3 in an environment of its own: launch/rewards/hpsv3.sh --port 18091 [--device cuda:0,cuda:1 ...], or --setup-only
+# HPSv3 in an environment of its own: launch/rewards/hpsv3.sh --port 18087 [--device cuda:0,cuda:1 ...], or --setup-only
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 requirements=(
