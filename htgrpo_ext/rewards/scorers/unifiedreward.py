@@ -80,11 +80,9 @@ def read_prompt(file: Path) -> tuple[str, str]:
 
 def read_score(answer: str | None) -> float:
     """The score that an answer ends in, or NaN; None is an answer cut short."""
-    if answer is None or answer.count(SCORE) != 1:
-        return float("nan")
-    found = re.fullmatch(r"\s*([1-5](?:\.[0-9]+)?)\s*", answer.partition(SCORE)[2])
-    score = float(found[1]) if found else float("nan")
-    return score if score <= 5 else float("nan")
+    said = (answer or "").partition(SCORE)[2]  # with the words in it once more, it does not match
+    found = re.fullmatch(r"\s*([1-5](?:\.[0-9]+)?)\s*", said)
+    return float(found[1]) if found and float(found[1]) <= 5 else float("nan")
 
 
 def content(picture: dict[str, Any], question: str) -> list[dict]:
