@@ -86,7 +86,8 @@ def save_settings(settings: RunSettings, path: Path) -> None:
     """Write the resolved settings as YAML that `load_settings` reads back; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    # Escaped, not as it is: YAML reads some characters, such as U+0085, as ends of lines.
+    partial.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     os.replace(partial, path)
 
 

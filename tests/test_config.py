@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from htgrpo_ext.config import load_settings, save_settings
@@ -91,6 +91,7 @@ def test_a_method_of_another_name_replaces_the_section():
 FINITE = st.floats(1e-9, 1e9)
 
 
+@example(HTGRPO, "\x85 \u2028é", 1.0, (0.0, 0.0), None)  # ends of lines to YAML
 @given(
     st.sampled_from(sorted(CONFIGS.glob("method/*.yaml"))),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])),
