@@ -67,7 +67,7 @@ comma := ,
 
 .PHONY: help setup train plan compare test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
-	test-upstream bench
+	test-upstream bench bench-rewards
 
 help:  ## Show this
 	@echo "make TARGET [VARIABLE=value]..."
@@ -154,6 +154,10 @@ test-upstream:  ## Run the tests that need MaskGRPO: UPSTREAM_URL, and MMADA_CHE
 
 bench: applied $(READY_UPSTREAM)  ## Measure scoring and update of a cycle, MaskGRPO as published against HT-GRPO
 	@$(BIN)/python benchmarks/scoring_cost.py --size 64,4 --repeats 3
+
+bench-rewards: $(READY)  ## Measure what a reward server gains by batching, and a run by not waiting for it
+	@$(BIN)/python benchmarks/reward_server.py --requests 4 --threads 1
+	@$(BIN)/python benchmarks/reward_overlap.py
 
 lint: $(READY)  ## Check style and formatting
 	@$(BIN)/ruff check .

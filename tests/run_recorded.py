@@ -28,7 +28,7 @@ class RecordedRewards(Rewards):
     def finish(self, *pending):
         judged = super().finish(*pending)
         worth = {"reward": judged.reward_B, "advantage": judged.advantage_B, "kept": judged.kept_B}
-        with (folder / f"{self.accelerator.process_index}.jsonl").open("a") as file:
+        with (folder / f"{self.processes.process_index}.jsonl").open("a") as file:
             file.write(json.dumps(self.seen | {key: value.tolist() for key, value in worth.items()}) + "\n")
         return judged
 

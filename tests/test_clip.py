@@ -105,6 +105,7 @@ def test_a_run_holds_it_in_batches_and_leaves_the_global_generator_alone(clip, i
     settings = RewardSettings(**settings, overlap=True, terms=[term])
     before = torch.get_rng_state()
     rewards = Rewards(settings, Accelerator(), 2)
+    rewards.start()
     assert torch.equal(torch.get_rng_state(), before)
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
     judged = rewards.score(prompts, torch.zeros(4, 64), lambda: from_levels(images))

@@ -14,6 +14,7 @@ import pytest
 from micro_runs import CONFIGS, tiny_checkpoint, tiny_overrides, tiny_settings
 from reward_stub import good, server
 
+from htgrpo_ext.errors import UserError
 from htgrpo_ext.micro import world
 from htgrpo_ext.pixels import decode_png
 from htgrpo_ext.train.reference import train
@@ -60,6 +61,14 @@ def test_training_goes_on_without_what_was_lost(checkpoint, tmp_path):
     steps = [r["step"] for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "step" in r]
     assert steps == [1, 2, 5, 6]  # nothing scored, no step: Adam's momentum would move the weights
     assert (folder / "report.html").exists()
+
+
+def test_a_server_that_is_down_is_said_before_a_model_is_loaded(tmp_path):
+    settings = tiny_settings(
+        "htgrpo", tmp_path / "no-checkpoint", tmp_path / "run", *stub_settings("http://127.0.0.1:9")
+    )
+    with pytest.raises(UserError, match="^reward stub: no server answers at http://127.0.0.1:9$"):
+        train(settings)
 
 
 @pytest.mark.parametrize("stop", [False, True], ids=["drop-group", "stop"])

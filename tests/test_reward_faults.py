@@ -150,16 +150,16 @@ def test_a_server_restarted_in_the_middle_is_waited_for():
 
 def test_a_server_that_is_down_or_another_is_said_before_anything_starts():
     with server(names=("clip", "geneval")) as (url, _), pytest.raises(UserError) as caught:
-        rewards(url).check()
+        rewards(url).start()
     assert str(caught.value) == f"reward stub: the server at {url} has clip, geneval"
     for protocol in ("json", "reward-server-pickle"):
         with pytest.raises(UserError) as caught:
-            rewards(url, protocol=protocol).check()
+            rewards(url, protocol=protocol).start()
         line = f"reward stub: no server answers at {url}"
         assert str(caught.value) == line
     with server() as (url, _):
-        rewards(url).check()
-        rewards(url, protocol="reward-server-pickle").check()
+        rewards(url).start()
+        rewards(url, protocol="reward-server-pickle").start()
 
 
 def test_stop_stops_and_drop_group_stops_when_too_many_batches_failed():

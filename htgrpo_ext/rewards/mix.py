@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from htgrpo_ext.core.objective import mixed_advantage
@@ -62,7 +62,7 @@ class Rewards:
     """The rewards of a run.
 
     settings             the run's `reward` section
-    accelerator          the run's; its processes agree in `finish`
+    processes            the run's accelerator, or the state behind it; its processes agree in `finish`
     rollouts_per_prompt  G; a prompt's rollouts lie side by side, and every process has whole prompts or shares them
                          with its neighbours in order of rank
     sleep                what waits between a client's tries
@@ -71,27 +71,32 @@ class Rewards:
     def __init__(
         self,
         settings: RewardSettings,
-        accelerator: Accelerator,
+        processes: Accelerator | PartialState,
         rollouts_per_prompt: int,
         sleep: Callable = asyncio.sleep,
     ):
-        self.settings, self.accelerator, self.rollouts_per_prompt = settings, accelerator, rollouts_per_prompt
+        self.settings, self.processes, self.rollouts_per_prompt = settings, processes, rollouts_per_prompt
         self._failed: deque[bool] = deque(maxlen=WINDOW)
         self._loop: asyncio.AbstractEventLoop | None = None
         served = [term for term in settings.terms if term.url is not None]
         self._clients = {term.name: RewardClient(term, settings.retries, sleep) for term in served}
-        held = [term for term in settings.terms if term.url is None and term.name not in MICRO_REWARDS]
-        self._scorers = {term.name: load_scorer(term, accelerator.device) for term in held}
+        self._scorers: dict[str, Scorer] = {}  # of rewards whose model this process holds; see `start`
         if served:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True).start()
 
-    def check(self) -> None:
-        """UserError, on every process, if a server is down or serves something else."""
+    def start(self) -> None:
+        """Ask the servers what they serve, then load the models of rewards in process; before anything is scored.
+
+        Raises UserError, on every process, if a server is down or serves something else, or a model cannot be had.
+        """
         found = [self._run(client.health()).result() for client in self._clients.values()]
         found = gather_object([line for line in found if line])
         if found:
             raise UserError("\n".join(dict.fromkeys(found)))
+        for term in self.settings.terms:
+            if term.url is None and term.name not in MICRO_REWARDS:
+                self._scorers[term.name] = load_scorer(term, self.processes.device)
 
     def begin(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Pending:
         """Start scoring; rewards of this process are done when it returns, those of servers are under way.
@@ -132,10 +137,10 @@ class Rewards:
                 outcomes[name][0].extend(scores)
                 outcomes[name][1].extend(reasons)
         count = sum(part.count for part in parts)
-        names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.accelerator.device
+        names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.processes.device
         given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
         score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
-        score_WR = self.accelerator.gather(score_BR)
+        score_WR = gather(score_BR)
         failed_W = ~score_WR.isfinite().all(1)
         lost = bool(failed_W.any())
         reasons = gather_object([why for name in names for why in outcomes[name][1]]) if lost else []
@@ -151,7 +156,7 @@ class Rewards:
         metrics |= {"failed_groups": int(mixed.failed_P.sum())}
         if lost:
             metrics["failure"] = _first(reasons)
-        own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        own = slice(self.processes.process_index * count, (self.processes.process_index + 1) * count)
         return Judged(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
 
     def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Judged:
@@ -161,7 +166,7 @@ class Rewards:
     def _score_here(
         self, term: RewardTerm, prompts: Sequence[dict], codes_BN: Tensor, levels_B3HW: Tensor | None
     ) -> list[float]:
-        if term.name not in self._scorers:
+        if term.name in MICRO_REWARDS:
             return score_codes(prompts, codes_BN, [term.name])[term.name].tolist()
         scores: list[float] = []
         for start in range(0, len(prompts), term.batch_size):

@@ -142,7 +142,7 @@ def prepare(settings: RunSettings) -> Run:
         raise UserError("\n".join(problems))
     prompts = PromptSources(settings)
     rewards = Rewards(settings.reward, accelerator, settings.rollout.rollouts_per_prompt)
-    rewards.check()
+    rewards.start()
     loop = settings.loop
     backbone = load_backbone(settings.model, accelerator.device, settings.seed)
     backbone.model.eval()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from htgrpo_ext.rewards.mix import Judged, Rewards, pooled
+from htgrpo_ext.rewards.mix import Judged, pooled
 from htgrpo_ext.train.extension import Extension
 from htgrpo_ext.train.rollout import mean_entropy
 from htgrpo_ext.train.run import SHOWN, Run, log_cycle, log_update, save_pictures, save_shown_rollout
@@ -61,8 +61,6 @@ def loop_trainer() -> type:
             super().__init__(**arguments)
             self.remove_callback(PrinterCallback)
             run.accelerator, self.run = self.accelerator, run
-            run.rewards = Rewards(run.settings.reward, self.accelerator, self.num_generations)
-            run.rewards.check()
 
         epsilon = property(lambda self: self.args.epsilon)  # MaskGRPO reads a name that TRL 0.16 no longer has
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from htgrpo_ext.backbones import load_backbone, lora_keywords
@@ -23,6 +24,7 @@ from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.patches.series import require_applied
 from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.rewards.mix import Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog
 from htgrpo_ext.train.progress import TrainingProgress
@@ -201,6 +203,8 @@ def make_trainer(settings: RunSettings):
     config = MaskGRPOConfig(**trainer_config(settings, processes) | (published_config(settings) if published else {}))
     config.epsilon_high = None  # TRL 0.16 asks for it; MaskGRPO's configuration is older
     prompts = PromptSources(settings)
+    rewards = Rewards(settings.reward, PartialState(), settings.rollout.rollouts_per_prompt)
+    rewards.start()  # now: what follows takes minutes with real weights
     if published:
         backbone, parts = None, published_parts(settings, config.device)
     else:
@@ -215,7 +219,7 @@ def make_trainer(settings: RunSettings):
         log=MetricsLog(settings, enabled=shown),
         progress=TrainingProgress(settings, enabled=shown),
         prompts=prompts,
-        rewards=None,  # likewise
+        rewards=rewards,
     )
     trainer_class = published_trainer() if published else our_trainer()
     return trainer_class(run, args=config, train_dataset=CycleRows(settings, prompts), **parts)
