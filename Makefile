@@ -146,7 +146,7 @@ rebase-patches:  ## Move the series to another commit of MaskGRPO: TO=COMMIT, CO
 applied:
 	@$(PATCHES) applied >/dev/null
 
-test-upstream:  ## Run the tests that need MaskGRPO: UPSTREAM_URL, and MMADA_CHECKOUT, LUMINA_CHECKOUT for the authors' models
+test-upstream:  ## Run the tests that need MaskGRPO: UPSTREAM_URL, and MMADA_CHECKOUT, LUMINA_CHECKOUT, GENEVAL_CHECKOUT for other authors' code
 	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
 	@$(PATCHES) apply
 	@$(MAKE) --no-print-directory setup-upstream

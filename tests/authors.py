@@ -1,7 +1,8 @@
 """The authors' own code, run beside ours where a checkout of it is at hand. Nothing of it is kept here.
 
 UPSTREAM_CHECKOUT (else the folder upstream/) is github.com/martian422/MaskGRPO, MMADA_CHECKOUT
-github.com/Gen-Verse/MMaDA, LUMINA_CHECKOUT github.com/Alpha-VLLM/Lumina-DiMOO.
+github.com/Gen-Verse/MMaDA, LUMINA_CHECKOUT github.com/Alpha-VLLM/Lumina-DiMOO, GENEVAL_CHECKOUT
+github.com/djghosh13/geneval.
 """
 
 import importlib

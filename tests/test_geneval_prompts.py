@@ -5,9 +5,10 @@ import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from authors import checkout
+from authors import UPSTREAM, checkout
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run
@@ -189,7 +190,15 @@ def test_a_task_with_nothing_left_gives_its_share_to_the_others():
     assert found == {"two_object": 100, "counting": 500, "colors": 100, "position": 700, "color_attr": 300}
 
 
-@pytest.mark.upstream
+def benchmark_file() -> Path:
+    """GenEval's own prompts: beside the project, or MaskGRPO's copy."""
+    beside, file = (
+        UPSTREAM.parents[1] / "shared/data/geneval_prompts.jsonl",
+        "dataset/GenEval/evaluation_metadata.jsonl",
+    )
+    return beside if beside.is_file() else checkout("UPSTREAM_CHECKOUT", file) / file
+
+
 def test_none_of_the_benchmarks_prompts_is_in_a_whole_set(tmp_path):
     """By words, and by what is asked, worked out without the code under test."""
 
@@ -203,8 +212,7 @@ def test_none_of_the_benchmarks_prompts_is_in_a_whole_set(tmp_path):
                 facts.add((across, (thing, things[other])[:: 1 if sign else -1]))
         return frozenset(facts)
 
-    file = "dataset/GenEval/evaluation_metadata.jsonl"
-    path = checkout("UPSTREAM_CHECKOUT", file) / file
+    path = benchmark_file()
     benchmark = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(benchmark) == 553
     write_training_set(50_000, 0, path, tmp_path / "set.jsonl")
