@@ -22,6 +22,7 @@ from pydantic import (
 from htgrpo_ext.core.sampler import SAMPLERS
 from htgrpo_ext.methods import METHODS
 from htgrpo_ext.micro import world
+from htgrpo_ext.rewards.micro import MICRO_REWARDS
 
 # A block's linear maps in LLaDA's transformer. Here, and not in its module, because settings load no model code.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
@@ -29,8 +30,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
-MICRO_REWARDS = ("partial", "verdict")  # of the micro world; the run reads them off the codes themselves
-IN_PROCESS = ("aesthetic", "clip", *MICRO_REWARDS)  # rewards that need no server; the others' packages want their own
+# Rewards that need no server; what the others are made of wants an environment of its own.
+IN_PROCESS = ("aesthetic", "clip", *sorted(MICRO_REWARDS))
 
 
 class Section(BaseModel):

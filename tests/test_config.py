@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.methods import METHODS
+from htgrpo_ext.train.run import refuse_other_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODEL = CONFIGS / "model/micro.yaml"
@@ -280,3 +281,16 @@ def test_the_micro_verifier_is_refused_for_other_models():
     assert found == ["reward `partial` judges the micro world's codes, not images of lumina (reward.terms)"]
     both = errors([lumina, HTGRPO], ["reward={terms: [{name: partial, weight: 1}]}", "loop.cycles=0"])
     assert len(both) == 2 and both[1] == found[0]
+
+
+def test_a_run_goes_on_with_its_rewards_elsewhere_but_not_with_others():
+    def with_terms(*terms: str):
+        return load_settings([MODEL, HTGRPO], [f"reward.terms=[{', '.join(terms)}]", "out=run"])
+
+    clip, partial = "{name: clip, weight: 1%s}", "{name: partial, weight: 1%s}"
+    then = with_terms(clip % ", device: cpu", partial % "")
+    moved = with_terms(clip % ", device: 'cuda:1', batch_size: 4", partial % ", url: 'http://h:1', timeout: 5")
+    refuse_other_settings(moved, then)
+    for other in (clip % ", options: {model: ViT-H-14}", clip % ", scale: 2"):
+        with pytest.raises(UserError, match=r"^run: the run there has reward.terms"):
+            refuse_other_settings(with_terms(other, partial % ""), then)

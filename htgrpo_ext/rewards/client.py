@@ -17,13 +17,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 
-from htgrpo_ext.rewards import pickled
+from htgrpo_ext.rewards import TOKEN, pickled
 from htgrpo_ext.settings import RewardTerm
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a retry; the wait doubles each time, less a random part of half
 LARGEST_REPLY = 2**24  # bytes
 CONNECTIONS = 16  # at most, to one server
-TOKEN = "HTGRPO_REWARD_TOKEN"  # environment variable with the bearer token, if servers ask for one
 
 
 class RewardFailure(Exception):

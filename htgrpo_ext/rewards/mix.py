@@ -28,9 +28,9 @@ from htgrpo_ext.core.objective import mixed_advantage
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.pixels import encode_png, to_levels
 from htgrpo_ext.rewards.client import RewardClient, RewardFailure
-from htgrpo_ext.rewards.micro import score_codes
+from htgrpo_ext.rewards.micro import MICRO_REWARDS, score_codes
 from htgrpo_ext.rewards.scorers import Scorer, check_options, scorer_class
-from htgrpo_ext.settings import MICRO_REWARDS, RewardSettings, RewardTerm
+from htgrpo_ext.settings import RewardSettings, RewardTerm
 
 WINDOW = 50  # rollout batches that `max_failed_share` is a share of
 GRACE = 5.0  # seconds after the deadline in which the servers' thread must have noticed it
@@ -88,7 +88,8 @@ class Rewards:
     def start(self) -> None:
         """Ask the servers what they serve, then load the models of rewards in process; before anything is scored.
 
-        Raises UserError, on every process, if a server is down or serves something else, or a model cannot be had.
+        Raises UserError, on every process, if a server is down or serves something else; on this one, if a model cannot
+        be had.
         """
         found = [self._run(client.health()).result() for client in self._clients.values()]
         found = gather_object([line for line in found if line])
@@ -233,7 +234,8 @@ def load_scorer(term: RewardTerm, device: torch.device) -> Scorer:
         device = torch.device(term.device or device)
     except RuntimeError:
         raise UserError(f"reward {term.name}: unknown device `{term.device}` (cpu, cuda, cuda:1 ..)") from None
-    with torch.random.fork_rng():  # what a model is initialised with before its weights are loaded
+    # What a model is initialised with before its weights are loaded. Unless told, the fork would touch every GPU.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return scorer(device, **term.options)
 
 

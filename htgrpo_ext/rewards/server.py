@@ -33,10 +33,10 @@ from torch import Tensor
 
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.pixels import decode_png, png_size
+from htgrpo_ext.rewards import TOKEN
 from htgrpo_ext.rewards.batching import Batcher, Busy
 from htgrpo_ext.rewards.scorers import check_options, scorer_class
 
-TOKEN = "HTGRPO_REWARD_TOKEN"  # environment variable with the bearer token, if there is to be one; client.py's
 MOST_PIXELS = 2**26  # of a request: 64 images of 1024 x 1024. A PNG can unfold to a thousand times its size
 GRACE = 60  # seconds that requests under way have when the server is told to end
 KEEP_ALIVE = 60  # seconds; longer than a client keeps a connection, so that it never meets one just closed

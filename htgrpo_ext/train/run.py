@@ -38,7 +38,7 @@ SHOWN = 4  # pictures of a cycle that are kept, each of another prompt
 MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"} | {
     f"reward.{key}" for key in ("on_failure", "max_failed_share", "retries", "deadline", "overlap")
 }
-TERM_MAY_CHANGE = {"url", "protocol", "batch_size", "timeout"}
+TERM_MAY_CHANGE = {"url", "protocol", "device", "batch_size", "timeout"}
 
 
 @dataclass
