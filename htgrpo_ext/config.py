@@ -15,12 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.methods import METHODS
-from htgrpo_ext.settings import MODELS, RunSettings
+from htgrpo_ext.settings import CHOICES, RunSettings
 
 Keys = tuple[str, ...]  # a place in the settings: ("method", "rates", "global")
 Sources = dict[Keys, str]  # the file or --set that last gave each place
-NAMED: dict[str, dict[str, type[BaseModel]]] = {"method": METHODS, "model": MODELS}  # sections that a name chooses
 
 
 class _Loader(yaml.SafeLoader):
@@ -136,7 +134,7 @@ def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()
             into[key] = value
             continue
         names = {part["name"] for part in (old, value) if isinstance(part, dict) and part.get("name")}
-        if not isinstance(old, dict) or (key in NAMED and not at and len(names) > 1):
+        if not isinstance(old, dict) or (key in CHOICES and not at and len(names) > 1):
             into[key] = {}
         _merge(into[key], value, source, sources, place)
 
@@ -144,7 +142,7 @@ def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()
 def _place(error: dict) -> Keys:
     """Where an error is, as a user would write it: without pydantic's own marks in the path."""
     keys = [str(part) for part in error["loc"] if part != "[key]"]
-    if len(keys) > 1 and keys[1] in NAMED.get(keys[0], ()):
+    if len(keys) > 1 and keys[1] in CHOICES.get(keys[0], ()):
         del keys[1]
     return tuple(keys)
 
@@ -164,9 +162,9 @@ def _complaint(error: dict, place: Keys, tree: dict) -> str:
         case "literal_error" if error["loc"][-1] == "[key]":
             return _unknown("key", place[-1], re.findall("'(.*?)'", error["ctx"]["expected"]))
         case "union_tag_invalid":
-            return _unknown(name, str(tree[name]["name"]), sorted(NAMED[name]))
+            return _unknown(name, str(tree[name]["name"]), sorted(CHOICES[name]))
         case "union_tag_not_found":
-            return f"{name}.name is missing (one of {', '.join(sorted(NAMED[name]))})"
+            return f"{name}.name is missing (one of {', '.join(sorted(CHOICES[name]))})"
         case "missing":
             return f"{name} is missing"
         case "value_error":
@@ -192,7 +190,7 @@ def _shown(value: Any) -> str:
 def _valid_keys(loc: Sequence[str | int]) -> list[str]:
     """The keys that the section around `loc` takes."""
     section: type[BaseModel] = RunSettings
-    named = NAMED.get(str(loc[0]), {})
+    named = CHOICES.get(str(loc[0]), {})
     for part in loc[:-1]:
         if part in named:
             section = named[part]
@@ -218,7 +216,7 @@ def _other_problems(tree: dict, bad: Sequence[Keys], processes: int) -> list[str
             section.pop(last, None)
     try:
         sections = {
-            name: _unchecked(NAMED[name][section["name"]] if name in NAMED else field.annotation, section)
+            name: _unchecked(CHOICES[name][section["name"]] if name in CHOICES else field.annotation, section)
             for name, field in RunSettings.model_fields.items()
             if (section := tree.get(name)) is not None
         }

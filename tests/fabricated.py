@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 import yaml
 
+from helpers.paths import ROOT
 from htgrpo_ext.eval.folder import write_atomically
 from htgrpo_ext.micro.verifier import verify
 from htgrpo_ext.micro.world import draw_scene, split_prompts
@@ -19,7 +20,7 @@ SECONDS = {"rollout": 1.5, "reward": 0.25, "score": 1.0, "update": 2.0}
 
 def settings_of(folder: Path, **changes) -> RunSettings:
     """Settings of a tiny run; `changes` replace whole sections or fields."""
-    model = yaml.safe_load(Path(__file__).parents[1].joinpath("configs/model/micro.yaml").read_text())
+    model = yaml.safe_load(ROOT.joinpath("configs/model/micro.yaml").read_text())
     return RunSettings(**{**model, "method": {"name": "htgrpo"}, "out": folder, **changes})
 
 

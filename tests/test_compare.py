@@ -12,6 +12,7 @@ from fabricated import FORWARDS, fabricate, save_evaluation, settings_of
 from PIL import Image
 from rich.console import Console
 
+from helpers.paths import CONFIGS
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.eval.compare import plan, run_all
@@ -19,7 +20,6 @@ from htgrpo_ext.eval.comparison import write_comparison
 from htgrpo_ext.eval.folder import read_prompts
 from htgrpo_ext.eval.summary import write_summary
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = [CONFIGS / "model/micro.yaml"]
 
 # Stands in for `htgrpo train`: notes how it was called; fails for maskgrpo; else leaves what a run leaves.

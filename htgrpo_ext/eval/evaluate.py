@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from htgrpo_ext.backbones.base import Backbone
@@ -16,16 +16,16 @@ from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.micro import world
 from htgrpo_ext.rewards.micro import verdicts
+from htgrpo_ext.rollouts.generate import generate
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.progress import TrainingProgress
-from htgrpo_ext.train.rollout import generate
 
 PROMPTS_AT_ONCE = 32
 
 
 @torch.no_grad()
 def evaluate(
-    backbone: Backbone, settings: RunSettings, accelerator: Accelerator, progress: TrainingProgress, name: str
+    backbone: Backbone, settings: RunSettings, accelerator: PartialState, progress: TrainingProgress, name: str
 ) -> float:
     """Sample and judge; writes eval/`name`.npz (codes [Q, I, N], correct, partial, reasons) and eval/prompts.json.
 

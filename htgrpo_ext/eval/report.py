@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from PIL import Image
 
-from htgrpo_ext.core.order import structure_count
+from htgrpo_ext.core.stages import structure_count
 from htgrpo_ext.eval.curves import OTHER_STAGE, STAGE_COLORS, curves
 from htgrpo_ext.eval.figures import IMAGES_SHOWN, first_of_each_task, pictures, task_name
 from htgrpo_ext.eval.folder import (
