@@ -35,7 +35,7 @@ def test_links_lead_to_files_and_headings(page):
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_named_files_and_make_targets_exist(page):
     text = page.read_text()
-    # Files named by their paths from the project's root; NAME stands for any, and extend.md's are the reader's to write.
+    # Files named by their paths from the root. NAME stands for any; the reader writes those of extend.md.
     made_up = {"NAME", "half", "dots", "brightness", "bright"}
     for name in re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]*\w)", text):
         if not made_up & set(re.split(r"[/.]", name)):
