@@ -13,7 +13,7 @@ from helpers.paths import HELPERS
 from helpers.upstream_runs import needs_upstream, records, run_python
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.train.run import prompt_sources
 from htgrpo_ext.workflow.train import train
 
 pytestmark = needs_upstream
@@ -120,7 +120,7 @@ def test_maskgrpo_fixed_differs_from_maskgrpo_just_where_the_faults_say(checkpoi
 
 @pytest.mark.parametrize("method", ["htgrpo", "maskgrpo-fixed", "unigrpo"])
 def test_a_group_that_no_reward_scored_is_left_out_alike(method, checkpoint, tmp_path, monkeypatch):
-    lost = PromptSources(settings_of(method, checkpoint, tmp_path / "any")).cycle(0)[1]["prompt"]
+    lost = prompt_sources(settings_of(method, checkpoint, tmp_path / "any")).cycle(0)[1]["prompt"]
 
     def failing(prompts, codes_BN, names):
         bad_B = torch.tensor([prompt["prompt"] == lost for prompt in prompts])
