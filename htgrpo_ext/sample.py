@@ -19,8 +19,8 @@ from htgrpo_ext.backbones.layout import LladaBackbone
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.order import generation_rank
 from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.eval.figures import contact_sheet
 from htgrpo_ext.pixels import to_image
+from htgrpo_ext.report.figures import contact_sheet
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.rollout import generate
 

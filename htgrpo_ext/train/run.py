@@ -23,11 +23,11 @@ from htgrpo_ext.core.objective import Objective
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Update
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.eval.evaluate import evaluate
-from htgrpo_ext.eval.report import write_report
-from htgrpo_ext.eval.summary import write_summary
+from htgrpo_ext.evaluation import evaluate
 from htgrpo_ext.pixels import levels_image, to_levels
 from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.report.page import write_report
+from htgrpo_ext.report.summary import write_summary
 from htgrpo_ext.rewards.mix import Judged, Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog, flatten

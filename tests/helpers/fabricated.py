@@ -7,9 +7,9 @@ from random import Random
 import numpy as np
 import yaml
 
-from htgrpo_ext.eval.folder import write_atomically
 from htgrpo_ext.micro.verifier import verify
 from htgrpo_ext.micro.world import draw_scene, split_prompts
+from htgrpo_ext.report.folder import write_atomically
 from htgrpo_ext.settings import RunSettings
 
 STAGES = ["global"] * 2 + ["structure"] * 4 + ["refinement"] * 2
@@ -19,7 +19,7 @@ SECONDS = {"rollout": 1.5, "reward": 0.25, "score": 1.0, "update": 2.0}
 
 def settings_of(folder: Path, **changes) -> RunSettings:
     """Settings of a tiny run; `changes` replace whole sections or fields."""
-    model = yaml.safe_load(Path(__file__).parents[1].joinpath("configs/model/micro.yaml").read_text())
+    model = yaml.safe_load(Path(__file__).parents[2].joinpath("configs/model/micro.yaml").read_text())
     return RunSettings(**{**model, "method": {"name": "htgrpo"}, "out": folder, **changes})
 
 
