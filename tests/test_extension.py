@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htgrpo_ext.core.views import Update, View
-from htgrpo_ext.train import hooks
+from htgrpo_ext.maskgrpo import hooks
 from htgrpo_ext.train.extension import loss_mask
 
 

@@ -10,7 +10,7 @@ from micro_runs import CONFIGS
 from upstream_runs import UPSTREAM, needs_upstream, records, run_python
 
 from htgrpo_ext.config import load_settings
-from htgrpo_ext.patches.series import Series
+from htgrpo_ext.maskgrpo.patches.series import Series
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.train.upstream import published_config, trainer_config
 

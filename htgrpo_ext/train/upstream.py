@@ -22,7 +22,7 @@ from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.backbones.mmada import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.patches.series import require_applied
+from htgrpo_ext.maskgrpo.patches.series import require_applied
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.rewards.mix import Rewards
 from htgrpo_ext.settings import RunSettings

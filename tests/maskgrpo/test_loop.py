@@ -20,7 +20,7 @@ LORA = ("model.tuning=lora", "model.lora.rank=4")
 K4 = ("loop.updates_per_rollout=4", "loop.cycles=2", "rollout.prompts_per_cycle=4")
 BUDGET = "method.budget={global: 1, structure: 2, refinement: 1}"
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
-SCRIPT = Path(__file__).parent / "run_upstream.py"
+SCRIPT = Path(__file__).parents[1] / "run_upstream.py"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, m
             pairs.append((walked, loop.extension.update_index(walked)))
             return pairs[-1][1]
 
-        monkeypatch.setattr("htgrpo_ext.train.hooks.update_index", spy)
+        monkeypatch.setattr("htgrpo_ext.maskgrpo.hooks.update_index", spy)
         upstream.train(settings_of(method, checkpoint, tmp_path / method, *LORA))
     assert [index for _, index in hooked["htgrpo"]] == [0, 0, 1, 1, 2, 2, 3, 3] * 2
     assert [walked for walked, _ in hooked["htgrpo"]] == [0, 1, 2, 3, 0, 1, 2, 3] * 2  # what it would have trained

@@ -1,0 +1,1 @@
+"""The bridge to MaskGRPO: its trainer under our configuration, and the patches that it needs."""
