@@ -1,4 +1,4 @@
-"""Git in upstream/. Only `move` changes its files."""
+"""Git in upstream/, and in no other repository: each call names it, whatever the environment says."""
 
 import os
 import subprocess
@@ -12,11 +12,14 @@ IDENTITY = {
     for who in ("AUTHOR", "COMMITTER")
     for what, value in (("NAME", "HT-GRPO"), ("EMAIL", "patches@htgrpo.invalid"), ("DATE", "2026-01-01T00:00:00Z"))
 }
+# How to reach a server, and configuration. Other GIT_* variables may name another repository, index or format of diffs.
+KEPT = ("GIT_ASKPASS", "GIT_CONFIG", "GIT_HTTP", "GIT_PROXY", "GIT_SSH", "GIT_SSL", "GIT_TERMINAL_PROMPT")
 
 
 def run_git(folder: Path, *arguments: str, input: str = "", **environment: str) -> str:
     """git's output without its last newline. Raises UserError with what git said, on one line."""
-    command, env = ["git", "-C", str(folder), *arguments], {**os.environ, "LC_ALL": "C", **environment}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or key.startswith(KEPT)}
+    command, env = ["git", "-C", str(folder), *arguments], {**kept, "LC_ALL": "C", **environment}
     done = subprocess.run(command, input=input.encode(errors="surrogateescape"), env=env, capture_output=True)
     if done.returncode:
         said = " ".join(done.stderr.decode(errors="replace").split())[:500]
@@ -24,16 +27,30 @@ def run_git(folder: Path, *arguments: str, input: str = "", **environment: str) 
     return done.stdout.decode(errors="surrogateescape").removesuffix("\n")
 
 
+def repository(folder: Path, **environment: str) -> str | None:
+    """The git directory that git uses in a folder, None if there is none."""
+    try:
+        return run_git(folder, "rev-parse", "--path-format=absolute", "--git-common-dir", **environment)
+    except UserError:
+        return None
+
+
 class Checkout:
-    """The git checkout in upstream/. Its methods raise UserError when git fails."""
+    """The git checkout in upstream/. Raises UserError if that is no repository of its own, or when git fails."""
 
     def __init__(self, root: Path):
         self.root = root
         if not (root / ".git").exists():
             raise UserError(f"{root}/ is empty: get MaskGRPO with `make upstream` (or UPSTREAM_URL=/path/or/url)")
+        # Without them, git looks for a repository further up: the project's.
+        self.environment = IDENTITY | {"GIT_DIR": f"{root.absolute()}/.git", "GIT_WORK_TREE": f"{root.absolute()}"}
+        if repository(root, **self.environment) in (None, repository(root.parent)):
+            raise UserError(
+                f"{root}/ is not a git repository of its own (a broken clone?): remove it, then make upstream"
+            )
 
     def git(self, *arguments: str, input: str = "", **environment: str) -> str:
-        return run_git(self.root, *arguments, input=input, **IDENTITY, **environment)
+        return run_git(self.root, *arguments, input=input, **self.environment, **environment)
 
     def find(self, name: str) -> str | None:
         """The full id of a commit (`main`) or a blob (`main:file`), None if there is none."""

@@ -70,15 +70,18 @@ def chain(checkout: Checkout, series: Series, placed: bool = True) -> str:
 def switch(checkout: Checkout, series: Series, on: bool) -> str:
     """Bring the checkout to base plus series, or back to base; harmless when it is there already."""
     end, head = chain(checkout, series), str(checkout.find("HEAD"))
+    goal = end if on else series.base
     checkout.refuse_changes()
     if head not in (series.base, end):
         raise UserError(
             f"{checkout.root}/ is at {head[:12]}, neither the base nor the series: `make export-patches` saves commits "
             f"on the base, `make rebase-patches TO={head[:12]}` moves the series there, `make upstream` resets it"
         )
-    checkout.move(end if on else series.base)
     told = f"{len(series.patches)} patches are applied" if on else f"back at {series.base[:12]}, without patches"
-    return told + (" already" if on == (head == end) else "")
+    if head == goal:
+        return f"{told} already"
+    checkout.move(goal)
+    return told
 
 
 def require_applied(root: Path) -> str:
