@@ -67,7 +67,7 @@ class Project:
         self.upstream, self.patches, self.file = root / "upstream", root / "patches", root / "upstream" / path
 
     def run(self, action: str, to: str | None = None, resume: bool = False) -> str:
-        return run(action, self.root, None, to, resume)
+        return run(action, self.root, str(self.upstream), to, resume)
 
     def refuses(self, action: str, words: str, to: str | None = None, resume: bool = False) -> str:
         """The action ends in an error with these words (a pattern)."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from htgrpo_ext.errors import UserError
 
+EMAIL = "patches@htgrpo.invalid"
 IDENTITY = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
-    for what, value in (("NAME", "HT-GRPO"), ("EMAIL", "patches@htgrpo.invalid"), ("DATE", "2026-01-01T00:00:00Z"))
+    for what, value in (("NAME", "HT-GRPO"), ("EMAIL", EMAIL), ("DATE", "2026-01-01T00:00:00Z"))
 }
 # How to reach a server, and configuration. Other GIT_* variables may name another repository, index or format of diffs.
 KEPT = ("GIT_ASKPASS", "GIT_CONFIG", "GIT_HTTP", "GIT_PROXY", "GIT_SSH", "GIT_SSL", "GIT_TERMINAL_PROMPT")
@@ -76,6 +77,17 @@ class Checkout:
         if changed := self.files("status", "--porcelain", "--ignore-submodules"):
             raise UserError(f"{self.root}/{changed[0][3:]} has changes of its own: commit, stash or restore them first")
 
+    def refuse_unsaved(self, *saved: str) -> None:
+        """Raises UserError if somebody else's commits would be lost when HEAD moves: only HEAD leads to them."""
+        command = ("log", "--format=%ce %h `%s`", "HEAD", "--not", *saved, "--branches", "--remotes", "--tags")
+        for row in self.git(*command).splitlines() if self.find("HEAD") else []:
+            email, _, commit = row.partition(" ")
+            if email != EMAIL:  # the tool makes its own again
+                raise UserError(
+                    f"{self.root}/ holds a commit that is in no patch and on no branch, {commit}: save it first with "
+                    f"`make export-patches`, or `git -C {self.root} branch NAME`"
+                )
+
     def move(self, commit: str) -> None:
         self.git("checkout", "--quiet", "--detach", commit)
 
@@ -99,6 +111,7 @@ def get(root: Path, url: str | None, commit: str) -> str:
         checkout.git("fetch", "--quiet", url, commit)
     elif checkout.find("HEAD") == commit and checkout.files("ls-files"):
         return f"{root}/ is at {commit[:12]}"
+    checkout.refuse_unsaved(commit)
     checkout.move(commit)
     missing = checkout.files("ls-files", "--deleted")
     for path in missing:

@@ -120,7 +120,9 @@ def export(checkout: Checkout, series: Series) -> str:
     checkout.refuse_changes()
     if not (patches := patches_on(checkout, series, series.base)):
         raise UserError(f"{checkout.root}/ has no commit on top of {series.base[:12]}: run `make apply-patches` first")
-    replace(series, patches=patches).save()
+    new = replace(series, patches=patches)
+    new.save()
+    checkout.move(chain(checkout, new))  # the same files, under the tool's own author and date
     return f"wrote {len(patches)} patches"
 
 
@@ -133,13 +135,14 @@ def rebase(checkout: Checkout, series: Series, to: str | None, resume: bool) -> 
     Where a patch cannot be moved, the checkout is left with those before it, and the error says what to do.
     """
     # Writes the blobs that the merges need. Hook-In may have been changed to what the target has.
-    chain(checkout, series, placed=not resume)
+    end = chain(checkout, series, placed=not resume)
     # The clone's own branches stay behind when it fetches.
     target = checkout.find(f"origin/{to}") or checkout.find(str(to))
     if not to or not target:
         raise UserError(f"rebase-patches needs TO=COMMIT, and `git -C {checkout.root} fetch` if `{to}` is not there")
     if not resume:
         checkout.refuse_changes()
+        checkout.refuse_unsaved(end, target)
         checkout.move(target)
     here = not checkout.git("rev-list", "-1", target, "^HEAD")
     done = patches_on(checkout, series, target) if here else []

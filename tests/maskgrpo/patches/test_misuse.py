@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.upstream_moves import PATH, ROOT, SOURCE, Project, git, made_here
+from helpers.upstream_moves import ROOT, SOURCE, Project, git, made_here
 
 ACTIONS = ("get", "apply", "unapply", "export", "rebase", "applied")
 
@@ -30,7 +30,7 @@ def assert_refused(project: Project, words: str, *arguments: str, **environment:
 
 
 def in_a_repository(project: Project) -> None:
-    """The project's folder as a repository with MaskGRPO's commits in it, as after an unlucky fetch; upstream/ empty."""
+    """The project's folder as a repository that has MaskGRPO's commits too; upstream/ is empty."""
     git(project.root, "init", "--quiet")
     (project.root / ".gitmodules").write_text('[submodule "upstream"]\n\tpath = upstream\n\turl = ./away\n')
     (project.root / "mine.txt").write_text("mine")
@@ -91,3 +91,37 @@ def test_variables_and_settings_of_the_callers_git_are_without_effect(project, m
     target = project.move(SOURCE.replace("roll_1 =", "roll_one ="))
     assert "moved 4 patches" in project.run("rebase", target)
     assert git(other, "rev-parse", "HEAD") == head != base
+
+
+def commit_of_the_users(project: Project, line: str = "        loss_14 *= 6\n") -> str:
+    """A commit on HEAD as a user makes it."""
+    project.file.write_text(project.file.read_text().replace("        loss_15 =", f"{line}        loss_15 ="))
+    message = "loss: change fourteen\n\nHook-In: Walker.loss"
+    who = {f"GIT_{role}_{key}": "me@here" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    git(project.upstream, "commit", "--quiet", "--all", "-m", message, **who)
+    return project.head
+
+
+@pytest.mark.parametrize("start", ["apply", "unapply"])
+def test_commits_of_the_users_that_are_saved_nowhere_stay(project, start):
+    project.run(start)
+    before, mine = project.contents(), commit_of_the_users(project)
+    target = project.move(SOURCE.replace("roll_1 =", "roll_one ="))
+    for action in ("get", "rebase", "apply", "unapply"):
+        words = "neither the base nor the series" if "apply" in action else f"on no branch, {mine[:7]} `loss: change f"
+        project.refuses(action, words, target)
+        assert project.head == mine and project.contents() == before and not project.changed
+    git(project.upstream, "branch", "mine")
+    assert "moved 4 patches" in project.run("rebase", target)
+
+
+def test_exported_commits_of_the_users_are_the_series(project):
+    commit_of_the_users(project)
+    assert project.run("export") == "wrote 5 patches" and project.names[4] == "0005-loss-change-fourteen.patch"
+    text = project.file.read_text()
+    assert project.run("applied") == project.run("apply").removesuffix(" already") == "5 patches are applied"
+    project.run("unapply")
+    project.run("apply")
+    assert project.file.read_text() == text
+    target = project.move(SOURCE.replace("roll_1 =", "roll_one ="))
+    assert "moved 5 patches" in project.run("rebase", target)
