@@ -12,7 +12,7 @@ from helpers.paths import HELPERS, UPSTREAM
 from helpers.upstream_runs import needs_upstream, records, run_python
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.maskgrpo.launch import published_config, trainer_config
-from htgrpo_ext.patches.series import Series
+from htgrpo_ext.maskgrpo.patches.series import Series
 from htgrpo_ext.train.run import prompt_sources
 
 pytestmark = needs_upstream

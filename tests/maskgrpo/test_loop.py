@@ -77,10 +77,10 @@ def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, m
         pairs = hooked[method] = []
 
         def spy(loop, walked, pairs=pairs):
-            pairs.append((walked, loop.extension.update_index(walked)))
+            pairs.append((walked, loop.extension.index))
             return pairs[-1][1]
 
-        monkeypatch.setattr("htgrpo_ext.train.hooks.update_index", spy)
+        monkeypatch.setattr("htgrpo_ext.maskgrpo.hooks.update_index", spy)
         train(settings_of(method, checkpoint, tmp_path / method, *LORA), "upstream")
     assert [index for _, index in hooked["htgrpo"]] == [0, 0, 1, 1, 2, 2, 3, 3] * 2
     assert [walked for walked, _ in hooked["htgrpo"]] == [0, 1, 2, 3, 0, 1, 2, 3] * 2  # what it would have trained
