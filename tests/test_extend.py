@@ -9,11 +9,11 @@ import sys
 
 from helpers.paths import CONFIGS, ROOT
 
-REGISTRIES = {  # file: the import that a line in it needs, the registry with that line
-    "methods/__init__.py": ("from htgrpo_ext.methods.half import Half", "METHODS = (*METHODS, Half)"),
-    "backbones/__init__.py": ("from htgrpo_ext.backbones.dots import Dots", "BACKBONES = (*BACKBONES, Dots)"),
-    "rewards/registry.py": ("", 'REWARDS["brightness"] = Reward("brightness", in_process=True)'),
-    "benchmarks/__init__.py": ("from htgrpo_ext.benchmarks.bright import Bright", "BENCHMARKS = (*BENCHMARKS, Bright)"),
+REGISTRIES = {  # file: the registry's beginning, its new entry, and the module to import that from
+    "methods/__init__.py": ("METHODS: tuple[type[Method], ...] = (", "Half", "methods.half"),
+    "backbones/__init__.py": ("BACKBONES: tuple[type[ModelSection], ...] = (", "Dots", "backbones.dots"),
+    "rewards/registry.py": ("REWARDS = {", '"brightness": Reward("brightness", in_process=True)', None),
+    "benchmarks/__init__.py": ("BENCHMARKS: tuple[type[Benchmark], ...] = (", "Bright", "benchmarks.bright"),
 }
 SMALL = ["loop.cycles=2", "rollout.prompts_per_cycle=4", "rollout.rollouts_per_prompt=4", "out=run"]
 
@@ -29,9 +29,11 @@ def test_made_up_method_backbone_reward_and_benchmark_train_and_are_reported(tmp
     for name, text in examples().items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    for name, lines in REGISTRIES.items():
-        with (tmp_path / "htgrpo_ext" / name).open("a") as file:
-            file.write("\n".join(("", *lines, "")))
+    for name, (registry, entry, module) in REGISTRIES.items():
+        text = (tmp_path / "htgrpo_ext" / name).read_text()
+        assert registry in text
+        line = f"from htgrpo_ext.{module} import {entry}\n" if module else ""
+        (tmp_path / "htgrpo_ext" / name).write_text(text.replace(registry, f"{line}{registry}{entry}, "))
     (tmp_path / "words.txt").write_text("a bright picture\na dark picture\n")
 
     def htgrpo(command: str) -> str:
