@@ -1,7 +1,7 @@
 """YAML files and `--set` to one checked `RunSettings`; every mistake one line that names key and file.
 
-Files are merged left to right: mappings key by key, everything else replaced. A `method` or `model` of another name
-replaces the whole section, because its keys mean something else.
+Files are merged left to right: mappings key by key, everything else replaced. A `method`, `model` or `eval` of another
+name replaces the whole section, because its keys mean something else.
 """
 
 import os
@@ -14,13 +14,18 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from htgrpo_ext.benchmarks import BENCHMARKS
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.methods import METHODS
 from htgrpo_ext.settings import MODELS, RunSettings
 
 Keys = tuple[str, ...]  # a place in the settings: ("method", "rates", "global")
 Sources = dict[Keys, str]  # the file or --set that last gave each place
-NAMED: dict[str, dict[str, type[BaseModel]]] = {"method": METHODS, "model": MODELS}  # sections that a name chooses
+NAMED: dict[str, dict[str, type[BaseModel]]] = {  # sections that a name chooses
+    "method": METHODS,
+    "model": MODELS,
+    "eval": {get_args(benchmark.model_fields["name"].annotation)[0]: benchmark for benchmark in BENCHMARKS},
+}
 
 
 class _Loader(yaml.SafeLoader):

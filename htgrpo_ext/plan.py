@@ -138,7 +138,7 @@ def stub_backbone(settings: RunSettings) -> StubBackbone:
     from htgrpo_ext.micro import world
     from htgrpo_ext.micro.model import MicroConfig
 
-    texts = [prompt["prompt"] for prompt in world.split_prompts(settings.eval.prompts_per_task)[0]]
+    texts = [prompt["prompt"] for prompt in world.split_prompts(settings.held_out)[0]]
     chosen = [texts[i * len(texts) // P % len(texts)] for i in range(P)]  # from all tasks
     length = MicroConfig().prompt_length
     return StubBackbone(encode_words(chosen, length), encode_words([""], length), N)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Union
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,10 +17,13 @@ from pydantic import (
     model_validator,
 )
 
+from htgrpo_ext.benchmarks import AnyBenchmark
+from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.core.sampler import SAMPLERS
 from htgrpo_ext.methods import METHODS
 from htgrpo_ext.micro import world
 from htgrpo_ext.rewards.micro import MICRO_REWARDS
+from htgrpo_ext.section import Section
 
 # A block's linear maps in LLaDA's transformer. Here, and not in its module, because settings load no model code.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
@@ -32,10 +33,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007, made of what exists
 # Rewards that need no server; what the others are made of wants an environment of its own.
 IN_PROCESS = ("aesthetic", "clip", *sorted(MICRO_REWARDS))
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+HELD_OUT = 40  # prompts of each task of the micro world that RL does not see, where no evaluation says how many
 
 
 class Lora(Section):
@@ -196,12 +194,6 @@ class RewardSettings(Section):
         return terms
 
 
-class EvalSettings(Section):
-    prompts_per_task: Annotated[int, Field(ge=1, le=80)]  # the smallest task has 90 in all; RL needs some
-    images_per_prompt: PositiveInt
-    seed: NonNegativeInt
-
-
 class LogSettings(Section):
     tensorboard: bool
     wandb: bool
@@ -223,7 +215,7 @@ class RunSettings(Section):
     loop: LoopSettings
     prompts: list[PromptSource]
     reward: RewardSettings
-    eval: EvalSettings
+    eval: AnyBenchmark | None = None  # None: the run is not evaluated
     log: LogSettings
 
     @field_validator("prompts")
@@ -241,6 +233,11 @@ class RunSettings(Section):
     def folder(self) -> Path:
         return self.out or Path("runs") / self.run_name
 
+    @property
+    def held_out(self) -> int:
+        """Prompts of each task of the micro world that RL does not see: MicroEval's, where the run has it."""
+        return self.eval.prompts_per_task if isinstance(self.eval, MicroEval) else HELD_OUT
+
     def problems(self, processes: int = 1) -> list[str]:
         """Everything that is wrong between fields, one line each; empty when all is well."""
         found = self.method.problems(self.loop.updates_per_rollout, self.model.num_image_tokens)
@@ -251,6 +248,11 @@ class RunSettings(Section):
                 "micro-batches (rollout.prompts_per_cycle, loop.micro_batches)"
             )
         found += self.model.problems()
+        if self.eval is not None and self.eval.world not in (None, self.model.name):
+            found.append(
+                f"{self.eval.title} judges images of the model {self.eval.world} only, not of {self.model.name} "
+                "(eval.name, model.name)"
+            )
         if self.model.name != "micro":
             found += [
                 f"reward `{term.name}` judges the micro world's codes, not images of {self.model.name} (reward.terms)"

@@ -24,7 +24,7 @@ class MicroWorld:
     def __init__(self, settings: RunSettings):
         self.seed, self.per_cycle = settings.seed, settings.rollout.prompts_per_cycle
         self.pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-        for prompt in world.split_prompts(settings.eval.prompts_per_task)[0]:
+        for prompt in world.split_prompts(settings.held_out)[0]:
             self.pool[prompt["tag"]].append(prompt)
 
     def prompt(self, number: int) -> dict:

@@ -94,7 +94,7 @@ def train_cycle(run: Run, cycle: int) -> None:
     shown_BN = rollout.codes_BN[::G][:SHOWN]
     save_pictures(run, cycle, prompts[::G][:SHOWN], lambda: run.backbone.decode(shown_BN))
     if cycle == loop.cycles - 1 and run.accelerator.is_main_process:
-        save_shown_rollout(settings.folder, prompts[0], judged.reward_B[0].item(), rollout, batch.rank_BN, updates)
+        save_shown_rollout(run, prompts[0], judged.reward_B[0].item(), rollout.codes_BN, batch.rank_BN, updates)
 
 
 def roll_out(

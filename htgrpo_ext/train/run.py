@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,14 @@ from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import Objective
-from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Update
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.evaluation import evaluate
-from htgrpo_ext.pixels import levels_image, to_levels
+from htgrpo_ext.files import write_atomically
+from htgrpo_ext.pixels import levels_image, to_image, to_levels
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.report.page import write_report
-from htgrpo_ext.report.summary import write_summary
+from htgrpo_ext.report.summary import result_line, write_summary
 from htgrpo_ext.rewards.mix import Judged, Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog, flatten
@@ -104,17 +105,22 @@ def log_cycle(run: Run, cycle: int, judged: Judged, entropies: tuple[float, floa
 
 
 def save_shown_rollout(
-    folder: Path, prompt: dict, reward: float, rollout: Rollout, rank_BN: Tensor, updates: Sequence[Update]
+    run: Run, prompt: dict, reward: float, codes_BN: Tensor, rank_BN: Tensor, updates: Sequence[Update]
 ) -> None:
-    """Keep the first rollout with its ranks and support sets, for the report."""
+    """Keep the first of B rollouts for the report: its picture, ranks, support sets, and prompt and reward.
+
+    Writes rollout.png, rollout.npz (rank [N], supports [K, N], stages [K], grid: rows and columns) and rollout.json.
+    """
+    folder = run.settings.folder
+    to_image(run.backbone.decode(codes_BN[:1])[0]).save(folder / "rollout.png")
     np.savez_compressed(
         folder / "rollout.npz",
-        codes=rollout.codes_BN[0].cpu().numpy(),
         rank=rank_BN[0].cpu().numpy(),
         supports=np.stack([update.target_BN[0].cpu().numpy() for update in updates]),
         stages=np.array([update.stage for update in updates]),
+        grid=np.array(run.backbone.grid),
     )
-    (folder / "rollout.json").write_text(json.dumps({"prompt": prompt["prompt"], "reward": reward}))
+    write_atomically(folder / "rollout.json", json.dumps({"prompt": prompt["prompt"], "reward": reward}))
 
 
 def save_pictures(run: Run, cycle: int, tasks: Sequence[Mapping], pixels: Callable[[], Tensor]) -> None:
@@ -175,28 +181,33 @@ def open_folder(run: Run, cycle: int) -> None:
 
 
 def train_to_report(run: Run, cycles: Callable[[], object], model: nn.Module) -> Path:
-    """Train by `cycles`, save `model`; on the micro world evaluate before and after, and write summary and report.
+    """Evaluate by the run's benchmark if it has one, train by `cycles`, save `model`, evaluate again, and report.
 
     Returns the run's folder.
     """
-    settings, folder, main = run.settings, run.settings.folder, run.accelerator.is_main_process
-    judged, seconds = settings.model.name == "micro", {}  # MicroEval judges the micro world's images only
+    settings, folder, benchmark = run.settings, run.settings.folder, run.settings.eval
+    seconds = {"evaluation": 0.0} if benchmark else {}
+
+    def evaluated(name: str) -> None:
+        if benchmark:
+            task = run.progress.evaluating(name, len(benchmark.prompts()) * benchmark.images_per_prompt)
+            advance = partial(run.progress.advance, task)
+            batch_size = settings.loop.batch_size
+            seconds["evaluation"] += evaluate(
+                benchmark, run.backbone, settings.rollout, batch_size, folder, name, advance
+            )
+
     with run.progress:
-        if judged and not (folder / "eval" / "base.npz").exists():
+        if benchmark and not (folder / "eval" / "base.npz").exists():
             with run.backbone.reference():
-                seconds["evaluation"] = evaluate(run.backbone, settings, run.accelerator, run.progress, "base")
+                evaluated("base")
         cycles()
-        if judged:
-            after = evaluate(run.backbone, settings, run.accelerator, run.progress, "trained")
-            seconds["evaluation"] = seconds.get("evaluation", 0.0) + after
+        evaluated("trained")
     run.log.close()
-    if main:
+    if run.accelerator.is_main_process:
         run.accelerator.unwrap_model(model).save_pretrained(folder / "model")
-        if judged:
-            summary = write_summary(folder, settings, peak_memory(), seconds)
-            print_result(summary, folder / "summary.json", write_report(folder))
-        else:
-            print(f"{folder / 'model'}\n{folder / 'metrics.jsonl'}")
+        summary = write_summary(folder, settings, peak_memory(), seconds)
+        print(f"{write_report(folder)}\n{folder / 'summary.json'}\n{result_line(summary, benchmark)}")
     return folder
 
 
@@ -206,14 +217,3 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def print_result(summary: dict, path: Path, report: Path) -> None:
-    """The one line the user came for, and where to look."""
-
-    def text(part: dict) -> str:
-        low, high = part["interval"]
-        return f"{part['overall']:.3f} [{low:.3f}, {high:.3f}]"
-
-    print(f"{report}\n{path}")
-    print(f"MicroEval  base {text(summary['base'])} → trained {text(summary['trained'])}  gain {summary['gain']:+.3f}")

@@ -202,10 +202,8 @@ def log_step(trainer, norm: float) -> None:
     run.seconds.clear()
     if number == run.settings.loop.cycles - 1 and trainer.accelerator.is_main_process:
         first = cycle[0]
-        rank_BN = first.batch.rank_BN
-        save_shown_rollout(
-            run.settings.folder, first.tasks[0], first.judged.reward_B[0].item(), first.rollout, rank_BN, first.updates
-        )
+        reward, codes_BN, rank_BN = first.judged.reward_B[0].item(), first.rollout.codes_BN, first.batch.rank_BN
+        save_shown_rollout(run, first.tasks[0], reward, codes_BN, rank_BN, first.updates)
 
 
 @functools.cache
