@@ -2,8 +2,8 @@
 
 MODEL ?= micro
 METHOD ?= htgrpo
-# reference: our own loop. upstream: MaskGRPO's, with the patches; what real backbones are trained in.
-LOOP ?= $(if $(filter micro,$(MODEL)),reference,upstream)
+# native: our own loop. upstream: MaskGRPO's, with the patches; what real backbones are trained in.
+LOOP ?= $(if $(filter micro,$(MODEL)),native,upstream)
 # A file of configs/accelerate to launch with, or none for one process.
 LAUNCH ?= $(if $(filter micro,$(MODEL)),none,zero2)
 CHECKPOINT ?=
@@ -51,7 +51,7 @@ $(call check,METHOD,method)
 $(call check,METHODS,method)
 $(call check,ABLATION,ablation)
 $(call check,REWARD,reward)
-$(if $(filter-out reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: reference upstream)))
+$(if $(filter-out native reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: native upstream)))
 $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
 endif
 
@@ -106,7 +106,7 @@ $(READY_CLIP): $(READY)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[clip]" $(addprefix --extra-index-url ,$(TORCH_INDEX))
 	@touch $@
 
-# For tests only, beside the environment and not in it: see tests/open_clip_here.py.
+# For tests only, beside the environment and not in it: see tests/helpers/open_clip_here.py.
 $(TEST_CLIP): $(READY)
 	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt --target $(VENV)/clip \
 		open_clip_torch torchvision timm ftfy wcwidth

@@ -21,7 +21,7 @@ import httpx
 import torch
 
 from htgrpo_ext.config import load_settings
-from htgrpo_ext.train.reference import train
+from htgrpo_ext.train.native import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CYCLES = 4

@@ -65,12 +65,11 @@ def settings_of(method: str, checkpoint: Path):
 
 def make_trainer(settings):
     """MaskGRPO's trainer as published, or with our extension, as training makes them; no image is decoded here."""
-    import upstream_stub
+    from helpers import upstream_stub
+    from htgrpo_ext.maskgrpo import launch
 
-    from htgrpo_ext.train import upstream
-
-    upstream.magvit_class = lambda: upstream_stub.StubDecoder
-    trainer = upstream.make_trainer(settings)
+    launch.magvit_class = lambda: upstream_stub.StubDecoder
+    trainer = launch.make_loop(settings).trainer
     trainer.create_optimizer()
     return trainer
 
@@ -176,25 +175,25 @@ def htgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
 
     from htgrpo_ext.core.randomness import Draws
     from htgrpo_ext.core.sampler import Rollout
-    from htgrpo_ext.rewards.mix import Judged
-    from htgrpo_ext.train.extension import MicroBatch
+    from htgrpo_ext.maskgrpo.extension import RolledOut
+    from htgrpo_ext.rewards.mix import JudgedBatch, Pending
     from htgrpo_ext.train.scoring import plan_updates
 
     settings, extension, model = trainer.run.settings, trainer.extension, trainer.model.eval()
     codes_GN, step_GN, advantage_G = random_rollouts(0)
-    prompts, draws = trainer.run.backbone.encode_prompts([PROMPT] * G), Draws(settings.seed, 0, [0], G)
+    prompts, draws = trainer.extension.backbone.encode_prompts([PROMPT] * G), Draws(settings.seed, 0, [0], G)
     rollout = Rollout(codes_GN, step_GN, torch.zeros(G, N))
     batch, planned = plan_updates(settings, rollout, prompts, draws)
-    micro = MicroBatch([{}] * G, prompts, draws, rollout, batch, planned)
-    kept_G = torch.ones(G, dtype=torch.bool)
-    micro.judged = Judged(advantage_G, advantage_G, kept_G, any_kept=True, metrics={})
-    extension.micro, extension.cycle, extension.results = micro, [micro], []
-    trainer._asked = ["old", "reference"]
+    extension.cycle, extension.results = [], []
+    trainer._rolled = RolledOut([{}] * G, prompts, rollout, batch, planned, Pending({}, {}, G, 0.0))
+    trainer._scores = None
     with torch.no_grad():
         old, target_KGN = trainer._get_per_token_logps(model, None, N, None)
-        reference, _ = trainer._get_per_token_logps(model, None, N, None)
+        with model.disable_adapter():
+            reference, _ = trainer._get_per_token_logps(model, None, N, None)
+    judged = JudgedBatch(advantage_G, advantage_G, torch.ones(G, dtype=torch.bool), any_kept=True, metrics={})
     inputs = {
-        "micro_batch": micro,
+        "micro_batch": extension.take(trainer._rolled, trainer._scores, judged),
         "prompt_ids": prompts.ids_BL,
         "completion_ids": codes_GN,
         "completion_mask": target_KGN.int(),
@@ -282,7 +281,7 @@ def main() -> None:
         print(json.dumps(measure(options.child[0], Path(options.child[1]))))
         return
     try:
-        from htgrpo_ext.train.upstream import require_upstream
+        from htgrpo_ext.maskgrpo.launch import require_upstream
 
         require_upstream()
     except UserError as error:

@@ -23,8 +23,9 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 
 
 class Loop(StrEnum):
-    reference = "reference"
+    native = "native"
     upstream = "upstream"
+    reference = "reference"  # the native loop's name until version 0.2
 
 
 class Placement(StrEnum):
@@ -37,25 +38,22 @@ def train(
     config: Files,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
-    loop: Annotated[Loop, typer.Option(help="Our own loop, or MaskGRPO's with our patches.")] = Loop.reference,
+    loop: Annotated[Loop, typer.Option(help="Our own loop, or MaskGRPO's with our patches.")] = Loop.native,
 ) -> None:
     """Train, evaluate before and after, write the report."""
     from htgrpo_ext.config import load_settings
 
     settings = load_settings(config, set_ or [])
-    if loop is Loop.upstream:
-        from htgrpo_ext.train.upstream import train as train_run
-    else:
-        from htgrpo_ext.train.reference import train as train_run
+    from htgrpo_ext.workflow.train import train as train_run
 
-    train_run(settings, resume=resume)
+    train_run(settings, "upstream" if loop is Loop.upstream else "native", resume)
 
 
 @app.command()
 def plan(config: Files, set_: Overrides = None) -> None:
     """Show what a run will do, without training: updates, forwards, batches, memory."""
     from htgrpo_ext.config import load_settings
-    from htgrpo_ext.plan import print_plan
+    from htgrpo_ext.workflow.plan import print_plan
 
     print_plan(load_settings(config, set_ or []))
 
@@ -111,7 +109,7 @@ def sample(
 
     files = [named_file("model", model), Path("configs/method/htgrpo.yaml")]
     settings = load_settings(files, [f"model.checkpoint={checkpoint}", *(set_ or [])])
-    from htgrpo_ext.sample import sample as sample_prompts
+    from htgrpo_ext.workflow.sample import sample as sample_prompts
 
     for path in sample_prompts(settings, prompt, count, seed, out, adapter, trace):
         print(path)
@@ -124,7 +122,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
 ) -> None:
     """Fold an adapter into a copy of its checkpoint, in the published format."""
-    from htgrpo_ext.adapters import merge as merge_files
+    from htgrpo_ext.backbones.adapters import merge as merge_files
 
     print(f"{out}: {merge_files(checkpoint, adapter, out)} weights changed")
 
@@ -146,7 +144,7 @@ def pretrain_micro(
     placement: Annotated[Placement, typer.Option(help="Where objects may stand.")] = Placement.canonical,
 ) -> None:
     """Train the micro model's base checkpoint from scratch."""
-    from htgrpo_ext.micro.pretrain import pretrain
+    from htgrpo_ext.backbones.micro.pretrain import pretrain
 
     pretrain(out, seed, steps, placement=placement.value)
 

@@ -4,7 +4,6 @@ Files are merged left to right: mappings key by key, everything else replaced. A
 name replaces the whole section, because its keys mean something else.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -14,18 +13,12 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from htgrpo_ext.benchmarks import BENCHMARKS
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.methods import METHODS
-from htgrpo_ext.settings import MODELS, RunSettings
+from htgrpo_ext.files import write_atomically
+from htgrpo_ext.settings import CHOICES, RunSettings
 
 Keys = tuple[str, ...]  # a place in the settings: ("method", "rates", "global")
 Sources = dict[Keys, str]  # the file or --set that last gave each place
-NAMED: dict[str, dict[str, type[BaseModel]]] = {  # sections that a name chooses
-    "method": METHODS,
-    "model": MODELS,
-    "eval": {get_args(benchmark.model_fields["name"].annotation)[0]: benchmark for benchmark in BENCHMARKS},
-}
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,11 +82,8 @@ def read_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 def save_settings(settings: RunSettings, path: Path) -> None:
     """Write the resolved settings as YAML that `load_settings` reads back; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     # Escaped, not as it is: YAML reads some characters, such as U+0085, as ends of lines.
-    partial.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    os.replace(partial, path)
+    write_atomically(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 def _read_file(name: str) -> dict:
@@ -141,7 +131,7 @@ def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()
             into[key] = value
             continue
         names = {part["name"] for part in (old, value) if isinstance(part, dict) and part.get("name")}
-        if not isinstance(old, dict) or (key in NAMED and not at and len(names) > 1):
+        if not isinstance(old, dict) or (key in CHOICES and not at and len(names) > 1):
             into[key] = {}
         _merge(into[key], value, source, sources, place)
 
@@ -149,7 +139,7 @@ def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()
 def _place(error: dict) -> Keys:
     """Where an error is, as a user would write it: without pydantic's own marks in the path."""
     keys = [str(part) for part in error["loc"] if part != "[key]"]
-    if len(keys) > 1 and keys[1] in NAMED.get(keys[0], ()):
+    if len(keys) > 1 and keys[1] in CHOICES.get(keys[0], ()):
         del keys[1]
     return tuple(keys)
 
@@ -169,9 +159,9 @@ def _complaint(error: dict, place: Keys, tree: dict) -> str:
         case "literal_error" if error["loc"][-1] == "[key]":
             return _unknown("key", place[-1], re.findall("'(.*?)'", error["ctx"]["expected"]))
         case "union_tag_invalid":
-            return _unknown(name, str(tree[name]["name"]), sorted(NAMED[name]))
+            return _unknown(name, str(tree[name]["name"]), sorted(CHOICES[name]))
         case "union_tag_not_found":
-            return f"{name}.name is missing (one of {', '.join(sorted(NAMED[name]))})"
+            return f"{name}.name is missing (one of {', '.join(sorted(CHOICES[name]))})"
         case "missing":
             return f"{name} is missing"
         case "value_error":
@@ -197,7 +187,7 @@ def _shown(value: Any) -> str:
 def _valid_keys(loc: Sequence[str | int]) -> list[str]:
     """The keys that the section around `loc` takes."""
     section: type[BaseModel] = RunSettings
-    named = NAMED.get(str(loc[0]), {})
+    named = CHOICES.get(str(loc[0]), {})
     for part in loc[:-1]:
         if part in named:
             section = named[part]
@@ -223,7 +213,7 @@ def _other_problems(tree: dict, bad: Sequence[Keys], processes: int) -> list[str
             section.pop(last, None)
     try:
         sections = {
-            name: _unchecked(NAMED[name][section["name"]] if name in NAMED else field.annotation, section)
+            name: _unchecked(CHOICES[name][section["name"]] if name in CHOICES else field.annotation, section)
             for name, field in RunSettings.model_fields.items()
             if (section := tree.get(name)) is not None
         }

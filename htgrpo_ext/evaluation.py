@@ -19,8 +19,8 @@ from htgrpo_ext.benchmarks.base import Benchmark
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.files import write_atomically
-from htgrpo_ext.settings import RolloutSettings
-from htgrpo_ext.train.rollout import generate
+from htgrpo_ext.rollouts.generate import generate
+from htgrpo_ext.rollouts.settings import RolloutSettings
 
 PROMPTS_AT_ONCE = 32
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from hypothesis import settings
-from llada_checkpoints import lumina_checkpoint, mmada_checkpoint, write_vqvae
+
+from helpers.llada_checkpoints import lumina_checkpoint, mmada_checkpoint, write_vqvae
 
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60, database=None)

@@ -7,12 +7,14 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from helpers.paths import CONFIGS
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.methods import METHODS
+from htgrpo_ext.settings import CHOICES
 from htgrpo_ext.train.run import refuse_other_settings
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+METHODS = CHOICES["method"]
+
 MODEL = CONFIGS / "model/micro.yaml"
 HTGRPO = CONFIGS / "method/htgrpo.yaml"
 
@@ -157,11 +159,11 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_pat
         ),
         (
             "reward.terms=[{name: clip, weight: 1, url: 'http://h:80', options: {model: x}}]",
-            "reward.terms.0: options and device are of a model in this process, which reward `clip` has not",
+            "reward.terms.0: `options` and `device` apply only to in-process models, not to reward `clip`",
         ),
         (
             "reward.terms=[{name: verdict, weight: 1, device: cpu}]",
-            "reward.terms.0: options and device are of a model in this process, which reward `verdict` has not",
+            "reward.terms.0: `options` and `device` apply only to in-process models, not to reward `verdict`",
         ),
         ("reward.terms=[{name: clip, weigth: 1, weight: 1}]", "unknown key `weigth` (did you mean `weight`?)"),
         ("reward.terms=[]", "reward.terms: no reward is given"),
@@ -278,7 +280,7 @@ def test_real_models_have_the_papers_reward(model):
 def test_the_micro_verifier_is_refused_for_other_models():
     lumina = CONFIGS / "model/lumina.yaml"
     found = errors([lumina, HTGRPO], ["reward.terms=[{name: partial, weight: 1}]"])
-    assert found == ["reward `partial` judges the micro world's codes, not images of lumina (reward.terms)"]
+    assert found == ["reward `partial` reads codes of the micro world, not images of lumina (reward.terms)"]
     both = errors([lumina, HTGRPO], ["reward={terms: [{name: partial, weight: 1}]}", "loop.cycles=0"])
     assert len(both) == 2 and both[1] == found[0]
 
@@ -305,7 +307,7 @@ def test_an_unknown_benchmark_is_named():
 def test_a_benchmark_of_another_models_codes_is_refused():
     section = "eval={name: microeval, prompts_per_task: 1, images_per_prompt: 1, seed: 0}"
     assert errors([CONFIGS / "model/mmada.yaml", HTGRPO], [section]) == [
-        "MicroEval judges images of the model micro only, not of mmada (eval.name, model.name)"
+        "MicroEval reads codes of the micro world, not images of mmada (eval)"
     ]
 
 

@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from micro_runs import tiny_checkpoint, tiny_settings
 from PIL import Image
 
+from helpers.micro_runs import tiny_checkpoint, tiny_settings
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.benchmarks.base import Benchmark, Verdict
 from htgrpo_ext.evaluation import evaluate

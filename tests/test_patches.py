@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from upstream_moves import assert_moved, assert_stops, commit, function_text, git, renamed
 
+from helpers.paths import ROOT
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.patches.__main__ import run
 from htgrpo_ext.patches.checkout import Checkout, get
@@ -18,7 +18,6 @@ from htgrpo_ext.patches.checks import call_faults, faults
 from htgrpo_ext.patches.patch import Hunk, function_at, insert, insertions, parse
 from htgrpo_ext.patches.series import Series, apply, export, unapply
 
-ROOT = Path(__file__).parents[1]
 PATH = "loop/walker.py"
 
 

@@ -1,4 +1,4 @@
-"""Our methods in MaskGRPO's loop, held against the reference loop on the micro model: the same world, two loops."""
+"""Our methods in MaskGRPO's loop, held against the native loop on the micro model: the same world, two loops."""
 
 import math
 import socket
@@ -6,21 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro_runs import CONFIGS, even_codes, tiny_checkpoint, tiny_settings
 from safetensors.torch import load_file
-from upstream_runs import needs_upstream, records, run_python
 
+from helpers.micro_runs import CONFIGS, even_codes, tiny_checkpoint, tiny_settings
+from helpers.paths import HELPERS
+from helpers.upstream_runs import needs_upstream, records, run_python
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.prompts.sources import PromptSources
-from htgrpo_ext.train import reference, upstream
+from htgrpo_ext.train.run import prompt_sources
+from htgrpo_ext.workflow.train import train
 
 pytestmark = needs_upstream
 LORA = ("model.tuning=lora", "model.lora.rank=4")
 K4 = ("loop.updates_per_rollout=4", "loop.cycles=2", "rollout.prompts_per_cycle=4")
 BUDGET = "method.budget={global: 1, structure: 2, refinement: 1}"
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
-SCRIPT = Path(__file__).parent / "run_upstream.py"
+SCRIPT = HELPERS / "run_upstream.py"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def reward_with_spread(monkeypatch):
-    monkeypatch.setattr("htgrpo_ext.rewards.mix.score_codes", even_codes)
+    monkeypatch.setattr("htgrpo_ext.rewards.scorers.micro.score_codes", even_codes)
 
 
 def settings_of(method: str, checkpoint: Path, out: Path, *more: str):
@@ -63,8 +64,8 @@ def assert_same_run(a: Path, b: Path, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_patched_loop_trains_as_the_reference_loop(method, more, checkpoint, tmp_path):
     """Two rollout cycles, two micro-batches: MaskGRPO's own formulas against core/objective, batch by batch."""
-    ours = reference.train(settings_of(method, checkpoint, tmp_path / "reference", *more))
-    theirs = upstream.train(settings_of(method, checkpoint, tmp_path / "upstream", *more))
+    ours = train(settings_of(method, checkpoint, tmp_path / "native", *more))
+    theirs = train(settings_of(method, checkpoint, tmp_path / "upstream", *more), "upstream")
     assert_same_run(ours, theirs)
     assert (theirs / "report.html").exists()
 
@@ -80,7 +81,7 @@ def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, m
             return pairs[-1][1]
 
         monkeypatch.setattr("htgrpo_ext.train.hooks.update_index", spy)
-        upstream.train(settings_of(method, checkpoint, tmp_path / method, *LORA))
+        train(settings_of(method, checkpoint, tmp_path / method, *LORA), "upstream")
     assert [index for _, index in hooked["htgrpo"]] == [0, 0, 1, 1, 2, 2, 3, 3] * 2
     assert [walked for walked, _ in hooked["htgrpo"]] == [0, 1, 2, 3, 0, 1, 2, 3] * 2  # what it would have trained
     assert all(walked == index for walked, index in hooked["maskgrpo"])  # our model of the fault is the fault
@@ -90,8 +91,8 @@ def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, m
 
 def test_one_update_per_rollout_trains(checkpoint, tmp_path):
     more = ("loop.updates_per_rollout=1", "loop.cycles=3", "method.budget={global: 1, structure: 0, refinement: 0}")
-    ours = reference.train(tiny_settings("htgrpo", checkpoint, tmp_path / "reference", *more))
-    theirs = upstream.train(tiny_settings("htgrpo", checkpoint, tmp_path / "upstream", *more))
+    ours = train(tiny_settings("htgrpo", checkpoint, tmp_path / "native", *more))
+    theirs = train(tiny_settings("htgrpo", checkpoint, tmp_path / "upstream", *more), "upstream")
     assert [record["ratio_max"] for record in records(theirs, "update")] == [1.0] * 3
     assert_same_run(ours, theirs)
 
@@ -102,7 +103,9 @@ def test_maskgrpo_fixed_differs_from_maskgrpo_just_where_the_faults_say(checkpoi
     for method in ("maskgrpo", "maskgrpo-fixed"):
         for parts in (1, 2):
             more = (*LORA, f"loop.micro_batches={parts}")
-            runs[method, parts] = upstream.train(settings_of(method, checkpoint, tmp_path / f"{method}{parts}", *more))
+            runs[method, parts] = train(
+                settings_of(method, checkpoint, tmp_path / f"{method}{parts}", *more), "upstream"
+            )
     for parts in (1, 2):
         faulty, fixed = (records(runs[method, parts], "cycle")[0] for method in ("maskgrpo", "maskgrpo-fixed"))
         for key in ("reward_mean", "reward_std", "entropy_structure", "entropy_refinement"):
@@ -117,7 +120,7 @@ def test_maskgrpo_fixed_differs_from_maskgrpo_just_where_the_faults_say(checkpoi
 
 @pytest.mark.parametrize("method", ["htgrpo", "maskgrpo-fixed", "unigrpo"])
 def test_a_group_that_no_reward_scored_is_left_out_alike(method, checkpoint, tmp_path, monkeypatch):
-    lost = PromptSources(settings_of(method, checkpoint, tmp_path / "any")).cycle(0)[1]["prompt"]
+    lost = prompt_sources(settings_of(method, checkpoint, tmp_path / "any")).cycle(0)[1]["prompt"]
 
     def failing(prompts, codes_BN, names):
         bad_B = torch.tensor([prompt["prompt"] == lost for prompt in prompts])
@@ -125,9 +128,9 @@ def test_a_group_that_no_reward_scored_is_left_out_alike(method, checkpoint, tmp
             name: values.masked_fill(bad_B, torch.nan) for name, values in even_codes(prompts, codes_BN, names).items()
         }
 
-    monkeypatch.setattr("htgrpo_ext.rewards.mix.score_codes", failing)
-    ours = reference.train(settings_of(method, checkpoint, tmp_path / "reference", *LORA))
-    theirs = upstream.train(settings_of(method, checkpoint, tmp_path / "upstream", *LORA))
+    monkeypatch.setattr("htgrpo_ext.rewards.scorers.micro.score_codes", failing)
+    ours = train(settings_of(method, checkpoint, tmp_path / "native", *LORA))
+    theirs = train(settings_of(method, checkpoint, tmp_path / "upstream", *LORA), "upstream")
     assert records(theirs, "cycle")[0]["failed_groups"] >= 1
     assert_same_run(ours, theirs)
 
@@ -135,13 +138,13 @@ def test_a_group_that_no_reward_scored_is_left_out_alike(method, checkpoint, tmp
 @pytest.mark.parametrize("method", ["htgrpo", "tracegrpo"])
 def test_a_resumed_run_goes_on_to_the_same_numbers(method, checkpoint, tmp_path):
     more = (*LORA, "loop.save_steps=1")
-    whole = upstream.train(settings_of(method, checkpoint, tmp_path / "whole", *more))
-    upstream.train(settings_of(method, checkpoint, tmp_path / "parts", *more, "loop.cycles=1"))
+    whole = train(settings_of(method, checkpoint, tmp_path / "whole", *more), "upstream")
+    train(settings_of(method, checkpoint, tmp_path / "parts", *more, "loop.cycles=1"), "upstream")
     with pytest.raises(UserError, match="--resume"):
-        upstream.train(settings_of(method, checkpoint, tmp_path / "parts", *more))
+        train(settings_of(method, checkpoint, tmp_path / "parts", *more), "upstream")
     # A kill in the middle of a save leaves a folder that was not written to its end: it is not taken.
     (tmp_path / "parts" / "checkpoints" / "checkpoint-7").mkdir()
-    parts = upstream.train(settings_of(method, checkpoint, tmp_path / "parts", *more), resume=True)
+    parts = train(settings_of(method, checkpoint, tmp_path / "parts", *more), "upstream", resume=True)
     assert records(parts, "update") == records(whole, "update")
     before, after = weights(whole), weights(parts)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -158,7 +161,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 @pytest.mark.parametrize("method", ["htgrpo", "unigrpo"])
 def test_two_processes_learn_what_one_does(method, checkpoint, tmp_path):
     """Of methods that average over rollouts; MaskGRPO's average over tokens is over each process's own."""
-    one = upstream.train(settings_of(method, checkpoint, tmp_path / "one", *LORA))
+    one = train(settings_of(method, checkpoint, tmp_path / "one", *LORA), "upstream")
     run_python(SCRIPT, *arguments(method, checkpoint, tmp_path / "two", *LORA), launcher=TORCHRUN)
     for a, b in zip(records(one, "update"), records(tmp_path / "two", "update"), strict=True):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-3)
@@ -170,7 +173,7 @@ def test_two_processes_learn_what_one_does(method, checkpoint, tmp_path):
 
 def test_deepspeed_zero2_on_two_processes_trains_two_cycles(checkpoint, tmp_path):
     pytest.importorskip("deepspeed", reason="deepspeed is not installed: make setup-upstream")
-    one = upstream.train(settings_of("htgrpo", checkpoint, tmp_path / "one", *LORA))
+    one = train(settings_of("htgrpo", checkpoint, tmp_path / "one", *LORA), "upstream")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -195,4 +198,4 @@ def test_a_reward_server_that_is_down_is_said_before_a_model_is_loaded(tmp_path)
     term = "reward.terms=[{name: stub, weight: 1, url: 'http://127.0.0.1:9'}]"
     settings = settings_of("htgrpo", tmp_path / "no-checkpoint", tmp_path / "run", term)
     with pytest.raises(UserError, match="^reward stub: no server answers at http://127.0.0.1:9$"):
-        upstream.train(settings)
+        train(settings, "upstream")

@@ -1,16 +1,15 @@
 """Our own series on simulated moves of MaskGRPO, in a clone of upstream/: it merges right, or stops and says where."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 from upstream_moves import assert_moved, assert_stops, commit, function_text, git, renamed
 
+from helpers.paths import ROOT
 from htgrpo_ext.patches.__main__ import run
 from htgrpo_ext.patches.checkout import Checkout, get
 from htgrpo_ext.patches.series import Series
 
-ROOT = Path(__file__).parents[1]
 SERIES = Series.load(ROOT / "patches")
 PATH = SERIES.patches[0].path
 NAMES = [patch.name for patch in SERIES.patches]

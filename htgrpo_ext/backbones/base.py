@@ -29,6 +29,9 @@ class Backbone(Protocol):
     def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
         """Codebook logits [M, V] at the M wanted positions, row-major, for U rows of prompt and canvas."""
 
+    def prepare_decoder(self) -> None:
+        """Load what `decode` needs, if that takes long. Raises UserError when it is missing."""
+
     def decode(self, codes_BN: Tensor) -> Tensor:
         """Pixels float32 [B, 3, H, W] in [-1, 1]."""
 

@@ -39,6 +39,9 @@ class Policy:
         """Send the policy's forwards through accelerate's wrapper of `model`, which keeps processes in step."""
         self._policy = wrapped
 
+    def prepare_decoder(self) -> None:
+        """See `Backbone`: nothing to load, unless a subclass says so."""
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device

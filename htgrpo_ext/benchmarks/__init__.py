@@ -3,20 +3,21 @@
 A new one is a file in this folder and a line in `BENCHMARKS`.
 """
 
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from htgrpo_ext.benchmarks.base import Benchmark
 from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.section import one_of
 
 BENCHMARKS: tuple[type[Benchmark], ...] = (MicroEval,)
 
 if TYPE_CHECKING:
     AnyBenchmark = Benchmark
 else:
-    AnyBenchmark = Annotated[Union[BENCHMARKS], Field(discriminator="name")]  # noqa: UP007, made of what is registered
+    AnyBenchmark = one_of(BENCHMARKS)
 
 
 def benchmark_of(config: dict) -> Benchmark | None:

@@ -3,10 +3,13 @@
 P prompts, G rollouts per prompt, B = P*G rollouts, N image tokens.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from htgrpo_ext.core.views import Update
 
 ZERO_SPREAD = 1e-6  # a group whose rewards differ by less teaches nothing
 
@@ -70,6 +73,27 @@ def k3_divergence(new: Tensor, reference: Tensor) -> Tensor:
     return difference.exp() - difference - 1
 
 
+class LogProbs(NamedTuple):
+    """Log-probabilities of one update's targets under three policies; float32 [B, N], read on the support only."""
+
+    new_BN: Tensor  # pi_theta, with gradient
+    old_BN: Tensor  # pi_old, which drew the rollouts
+    reference_BN: Tensor | None  # pi_ref; None: no KL
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What rollouts were worth."""
+
+    reward_B: Tensor  # float32
+    advantage_B: Tensor  # float32
+    kept_B: Tensor  # bool, False: in a group that was not scored whole
+
+    def rows(self, rows: slice) -> "Judged":
+        """The same for some of the rollouts."""
+        return Judged(self.reward_B[rows], self.advantage_B[rows], self.kept_B[rows])
+
+
 class Objective(NamedTuple):
     loss: Tensor  # scalar, to be minimised: -J
     kl: Tensor  # scalars from here on, detached, averaged over the support
@@ -79,33 +103,31 @@ class Objective(NamedTuple):
     clip_high: Tensor  # share whose ratio rose above 1 + eps where that matters (A > 0)
 
 
+Average = Literal["rollout", "token"]
+
+
 def policy_objective(
-    new_BN: Tensor,
-    old_BN: Tensor,
-    reference_BN: Tensor | None,
-    advantage_B: Tensor,
-    weight_BN: Tensor,
-    target_BN: Tensor,
+    log_probs: LogProbs,
+    update: Update,
+    judged: Judged,
     clip_epsilon: float,
     kl_coefficient: float,
-    average: Literal["rollout", "token"] = "rollout",
-    kept_B: Tensor | None = None,
+    average: Average = "rollout",
 ) -> Objective:
     """-J_k of Eq. 11.
 
         J = mean_g mean_{n in S_g} [ min(ratio w A, clip(ratio, 1-eps, 1+eps) w A) ] - beta KL
 
-    new_BN, old_BN, reference_BN  float32 log-probabilities; read on the support only. None: no KL
-    target_BN                     bool or int, the support set; an int counts a token that often
-    average                       "rollout": each rollout counts the same, as printed above; "token": each token
-                                  does (MaskGRPO). Without distinction where all supports have one size
-    kept_B                        bool [B], rollouts that were scored; None: all. The others have no part in J, neither
-                                  by advantage nor by KL, and the kept ones count in it as much as they would have
-                                  if nothing had failed. The metrics are averages over the kept ones
+    update   its targets are the support set S, where a token may count several times; its weights are w
+    judged   advantages A. Rollouts that were not kept have no part in J, neither by advantage nor by KL, and the
+             kept ones count in it as much as they would have if nothing had failed. The metrics are averages over
+             the kept ones
+    average  "rollout": each rollout counts the same, as printed above; "token": each token does (MaskGRPO). The two
+             agree where all supports have one size
     The weight multiplies the advantage, never the KL.
     """
-    if kept_B is None:
-        kept_B = torch.ones_like(advantage_B, dtype=torch.bool)
+    (new_BN, old_BN, reference_BN), kept_B = log_probs, judged.kept_B
+    target_BN = update.target_BN
     count_BN = target_BN.float() * kept_B[:, None]
     share = count_BN.sum() / target_BN.float().sum().clamp(min=1) if average == "token" else kept_B.float().mean()
     # Before exp, not after: outside the support a value may be anything, and its gradient must still be zero.
@@ -120,7 +142,7 @@ def policy_objective(
         return (total_BN.sum(-1) / count_BN.sum(-1).clamp(min=1)).sum() / kept_B.sum().clamp(min=1)
 
     ratio_BN = (new_BN - old_BN).exp()
-    credit_BN = weight_BN * advantage_B[:, None]
+    credit_BN = update.weight_BN * judged.advantage_B[:, None]
     clipped_BN = ratio_BN.clamp(1 - clip_epsilon, 1 + clip_epsilon)
     gain_BN = torch.minimum(ratio_BN * credit_BN, clipped_BN * credit_BN)
     kl_BN = torch.zeros_like(new_BN) if reference_BN is None else k3_divergence(new_BN, reference_BN)
@@ -136,3 +158,24 @@ def policy_objective(
         clip_low=mean(low_BN.float()),
         clip_high=mean(high_BN.float()),
     )
+
+
+def averaging_mask(update: Update, average: Average, kept_B: Tensor) -> Tensor:
+    """A mask m with sum(m x) / sum(m) equal to the objective's own average of x over the support. float32 [B, N]
+
+    For a loop that averages in this way, as MaskGRPO's does. "token": m counts each token as often as it is a target;
+    "rollout": each rollout's counts sum to one. A rollout without a target spreads its one over all tokens, where the
+    weight is zero.
+    kept_B  bool [B], rollouts that rewards scored; the others are left out, unless there are no others
+    """
+    count_BN = update.target_BN.float()
+    if average == "rollout":
+        total_B1 = count_BN.sum(-1, keepdim=True)
+        count_BN = torch.where(total_B1 > 0, count_BN / total_B1.clamp(min=1), 1.0 / count_BN.shape[-1])
+    return count_BN * kept_B[:, None] if kept_B.any() else torch.ones_like(count_BN)
+
+
+def kept_share(update: Update, average: Average, kept_B: Tensor) -> Tensor:
+    """What a loss over the kept rollouts alone is multiplied by, so that none counts for a lost one. Scalar"""
+    whole_BN = averaging_mask(update, average, torch.ones_like(kept_B))
+    return (whole_BN * kept_B[:, None]).sum() / whole_BN.sum()

@@ -16,9 +16,3 @@ def generation_rank(unmask_step_BN: Tensor) -> Tensor:
     order_BN = unmask_step_BN.argsort(dim=-1, stable=True)
     ranks_BN = torch.arange(1, order_BN.shape[-1] + 1, dtype=torch.int16, device=order_BN.device).expand_as(order_BN)
     return torch.empty_like(ranks_BN).scatter(-1, order_BN, ranks_BN)
-
-
-def structure_count(num_tokens: int, structure_ratio: float) -> int:
-    """N_s = round(rho N), half upwards: how many of the first tokens are structure (Eq. 7)."""
-    # The tiny slack takes 0.29 x 50 for 14.5, though it is 14.499999999999998 in floats.
-    return int(structure_ratio * num_tokens + 0.5 + 1e-9)

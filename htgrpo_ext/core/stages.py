@@ -3,11 +3,13 @@
 B rollouts, N image tokens, K updates.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # settings check budgets by this module, and load no torch
+    from torch import Tensor
 
 Stage = Literal["global", "structure", "refinement"]
 STAGES: tuple[Stage, ...] = ("global", "structure", "refinement")
@@ -28,6 +30,12 @@ def schedule(budget: dict[Stage, int]) -> list[StagedUpdate]:
     return [StagedUpdate(stage, j, budget[stage]) for stage in STAGES for j in range(budget.get(stage, 0))]
 
 
+def structure_count(num_tokens: int, structure_ratio: float) -> int:
+    """N_s = round(rho N), half upwards: how many of the first tokens are structure (Eq. 7)."""
+    # The tiny slack takes 0.29 x 50 for 14.5, though it is 14.499999999999998 in floats.
+    return int(structure_ratio * num_tokens + 0.5 + 1e-9)
+
+
 def stage_tokens(rank_BN: Tensor, structure_count: int, stage: Stage) -> Tensor:
     """The tokens a stage may train on (Eq. 7): a cut-off by token count, not by denoising step.
 
@@ -37,7 +45,7 @@ def stage_tokens(rank_BN: Tensor, structure_count: int, stage: Stage) -> Tensor:
         return rank_BN <= structure_count
     if stage == "refinement":
         return rank_BN > structure_count
-    return torch.ones_like(rank_BN, dtype=torch.bool)
+    return rank_BN > 0
 
 
 def sampling_rate(index: int, length: int, low: float, high: float, mode: Annealing) -> float:

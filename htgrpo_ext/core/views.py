@@ -86,3 +86,7 @@ class RolloutBatch(NamedTuple):
     rank_BN: Tensor  # int16, 1..N
     words_BL: Tensor  # bool, prompt tokens that are words
     structure_count: int  # N_s, tokens that count as structure
+
+    def plain_weight(self) -> Tensor:
+        """Credit weight 1 for every token. float32 [B, N]"""
+        return torch.ones(self.rank_BN.shape, device=self.rank_BN.device)

@@ -1,22 +1,25 @@
 """What a method is: its settings, checked by pydantic, and the K updates it makes of a rollout batch."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.views import RolloutBatch, Update
+from htgrpo_ext.section import Section
+
+if TYPE_CHECKING:
+    from htgrpo_ext.core.randomness import Draws
+    from htgrpo_ext.core.views import RolloutBatch, Update
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Method(BaseModel):
-    """Base of all methods; a subclass is one family's settings and its `updates`."""
+class Method(Section):
+    """A run's `method` section; a subclass is one method: its settings and its `updates`.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Settings load no torch, so a subclass imports tensor code inside `updates`.
+    """
 
     name: str
     structure_ratio: Share = 0.3  # rho (Eq. 7); methods without stages only split their logged entropies by it
@@ -24,7 +27,7 @@ class Method(BaseModel):
     average: ClassVar[Literal["rollout", "token"]] = "rollout"  # how the objective averages over the support
     old_from_first_update: ClassVar[bool] = True  # at update 0 theta is theta_old: its forward gives pi_old as well
 
-    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+    def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
         """The K = `count` updates of a rollout batch, all drawn from `draws`."""
         raise NotImplementedError
 
@@ -35,8 +38,3 @@ class Method(BaseModel):
     def problems(self, count: int, num_tokens: int) -> list[str]:
         """What is wrong with these settings for K = `count` updates of images of N tokens, one line each."""
         return []
-
-
-def plain_weight(batch: RolloutBatch) -> torch.Tensor:
-    """Weight 1 for every token. float32 [B, N]"""
-    return torch.ones(batch.rank_BN.shape, device=batch.rank_BN.device)

@@ -1,30 +1,29 @@
 """HT-GRPO (paper section 3): staged, annealed supports; a fully masked context; credit by generation order."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from htgrpo_ext.core.credit import credit_weight
-from htgrpo_ext.core.order import structure_count
-from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.stages import STAGES, Annealing, Stage, sampling_rate, schedule, stage_tokens
-from htgrpo_ext.core.support import support_set
-from htgrpo_ext.core.views import RolloutBatch, Update, View
+from htgrpo_ext.core.stages import STAGES, Annealing, Stage, sampling_rate, schedule, stage_tokens, structure_count
 from htgrpo_ext.methods.base import Method, Positive, Rate
+from htgrpo_ext.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from htgrpo_ext.core.randomness import Draws
+    from htgrpo_ext.core.views import RolloutBatch, Update, View
 
 
-class StageRates(BaseModel):
+class StageRates(Section):
     """Annealing of one stage's sampling rate gamma (Eq. 8, 29-30)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     gamma_max: Rate = 1.0
     gamma_min: Rate = 0.5
     mode: Annealing = "down"
 
     @model_validator(mode="after")
-    def _ordered(self):
+    def _ordered(self) -> Self:
         if self.gamma_min > self.gamma_max:
             raise ValueError(f"gamma_min {self.gamma_min} is above gamma_max {self.gamma_max}")
         return self
@@ -38,21 +37,34 @@ class HTGRPO(Method):
     refinement_weight: Positive = 0.8
     context: Literal["masked", "reveal-structure"] = "masked"
 
-    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+    def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        from htgrpo_ext.core.credit import credit_weight
+        from htgrpo_ext.core.support import support_set
+        from htgrpo_ext.core.views import Update
+
         rank_BN, structure_count = batch.rank_BN, batch.structure_count
         weight_BN = credit_weight(rank_BN, structure_count, self.structure_weight, self.refinement_weight)
         updates = []
-        for k, (stage, j, length) in enumerate((s.stage, s.index, s.length) for s in schedule(self.budget)):
-            rates = self.rates.get(stage, StageRates())
-            rate = sampling_rate(j, length, rates.gamma_min, rates.gamma_max, rates.mode)
+        for k, (stage, rate) in enumerate(self.sampling_rates()):
             noise_BN = draws.uniform("support", k, shape=rank_BN.shape[1:]).to(rank_BN.device)
             support_BN = support_set(stage_tokens(rank_BN, structure_count, stage), rate, noise_BN)
             updates.append(Update(self._views(rank_BN <= structure_count, support_BN), weight_BN, stage))
         return updates
 
-    def _views(self, structure_BN: torch.Tensor, support_BN: torch.Tensor) -> tuple[View, ...]:
+    def sampling_rates(self) -> list[tuple[Stage, float]]:
+        """Stage and sampling rate gamma of every update (Eq. 6, 8, 29-30)."""
+        rates = []
+        for update in schedule(self.budget):
+            of_stage = self.rates.get(update.stage, StageRates())
+            ends = of_stage.gamma_min, of_stage.gamma_max, of_stage.mode
+            rates.append((update.stage, sampling_rate(update.index, update.length, *ends)))
+        return rates
+
+    def _views(self, structure_BN: "Tensor", support_BN: "Tensor") -> "tuple[View, ...]":
         """Everything masked (Eq. 9); or, for the ablation, structure shown where refinement is scored."""
-        nothing_BN = torch.zeros_like(support_BN)
+        from htgrpo_ext.core.views import View
+
+        nothing_BN = support_BN & False
         if self.context == "masked":
             return (View(nothing_BN, support_BN),)
         return View(nothing_BN, support_BN & structure_BN), View(structure_BN, support_BN & ~structure_BN)

@@ -3,24 +3,15 @@
 B rollouts, N image tokens, L prompt tokens, K updates.
 """
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from htgrpo_ext.methods.base import Method, Share
 
-from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.views import RolloutBatch, Update, View
-from htgrpo_ext.methods.base import Method, Share, plain_weight
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-def remask(batch: RolloutBatch, draws: Draws, update: int, ratio: float | Tensor) -> Tensor:
-    """Mask each token with probability `ratio` (a number, or one per rollout [B, 1]). bool [B, N], True = masked"""
-    return draws.uniform("remask", update, shape=batch.rank_BN.shape[1:]).to(batch.rank_BN.device) < ratio
-
-
-def remasked_updates(masked: list[Tensor], batch: RolloutBatch) -> list[Update]:
-    """Updates whose targets are just the tokens masked in them."""
-    return [Update((View(~masked_BN, masked_BN),), plain_weight(batch), "global") for masked_BN in masked]
+    from htgrpo_ext.core.randomness import Draws
+    from htgrpo_ext.core.views import RolloutBatch, Update
 
 
 class MaskGRPOFixed(Method):
@@ -31,11 +22,15 @@ class MaskGRPOFixed(Method):
 
     average: ClassVar[Literal["rollout", "token"]] = "token"
 
-    def _masks(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Tensor]:
+    def _masks(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Tensor]":
+        from htgrpo_ext.core.contexts import remask
+
         c = self.min_mask_rate
         return [remask(batch, draws, k, min(c + (1 - c) * (k + 1) / count, 0.999)) for k in range(count)]
 
-    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+    def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        from htgrpo_ext.core.contexts import remasked_updates
+
         return remasked_updates(self._masks(batch, draws, count), batch)
 
 
@@ -53,10 +48,12 @@ class MaskGRPO(MaskGRPOFixed):
 
     old_from_first_update: ClassVar[bool] = False
 
-    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
-        masked = self._masks(batch, draws, count)
-        times_masked_BN = torch.stack(masked).sum(0)
-        return [Update((View(~masked_BN, times_masked_BN),), plain_weight(batch), "global") for masked_BN in masked]
+    def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        from htgrpo_ext.core.views import Update, View
+
+        masked, weight_BN = self._masks(batch, draws, count), batch.plain_weight()
+        times_masked_BN = sum(masked_BN.long() for masked_BN in masked)
+        return [Update((View(~masked_BN, times_masked_BN),), weight_BN, "global") for masked_BN in masked]
 
     def update_index(self, update: int, micro_batch: int, micro_batches: int, count: int) -> int:
         return (update * micro_batches + micro_batch) % count
@@ -71,7 +68,9 @@ class UniGRPO(Method):
 
     name: Literal["unigrpo"]
 
-    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+    def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        from htgrpo_ext.core.contexts import remask, remasked_updates
+
         start_B1 = draws.uniform("start ratio", shape=(1,)).to(batch.rank_BN.device) / count
         return remasked_updates([remask(batch, draws, k, start_B1 + k / count) for k in range(count)], batch)
 
@@ -82,11 +81,12 @@ class D1(Method):
     name: Literal["d1"]
     prompt_mask_rate: Share = 0.15
 
-    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
-        everything_BN = torch.ones_like(batch.rank_BN, dtype=torch.bool)
-        updates = []
+    def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        from htgrpo_ext.core.views import Update, View
+
+        everything_BN, weight_BN, updates = batch.rank_BN > 0, batch.plain_weight(), []
         for k in range(count):
             noise_BL = draws.uniform("prompt mask", k, shape=batch.words_BL.shape[1:]).to(batch.words_BL.device)
             hidden_BL = batch.words_BL & (noise_BL < self.prompt_mask_rate)
-            updates.append(Update((View(~everything_BN, everything_BN, hidden_BL),), plain_weight(batch), "global"))
+            updates.append(Update((View(~everything_BN, everything_BN, hidden_BL),), weight_BN, "global"))
         return updates

@@ -4,27 +4,17 @@ was generated in: the tokens of earlier steps visible, everything else masked.
 B rollouts, N image tokens, K updates.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import PositiveInt
-from torch import Tensor
 
-from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.views import RolloutBatch, Update, View
-from htgrpo_ext.methods.base import Method, plain_weight
+from htgrpo_ext.methods.base import Method
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def step_groups(unmask_step_BN: Tensor, merged_steps: int) -> Tensor:
-    """Number of the group of neighbouring steps each token belongs to, 0 first.
-
-    Steps in which a rollout unmasked nothing do not count; of the others every `merged_steps` neighbours make one
-    group (TraceRL's `shrink`). int64 [B, N]
-    """
-    num_steps = int(unmask_step_BN.max()) + 1
-    happened_BT = torch.nn.functional.one_hot(unmask_step_BN.long(), num_steps).any(dim=1)
-    place_BT = happened_BT.long().cumsum(-1) - 1
-    return place_BT.gather(1, unmask_step_BN.long()) // merged_steps
+    from htgrpo_ext.core.randomness import Draws
+    from htgrpo_ext.core.views import RolloutBatch, Update
 
 
 class TraceGRPO(Method):
@@ -38,10 +28,13 @@ class TraceGRPO(Method):
     merged_steps: PositiveInt = 1
     steps_per_update: PositiveInt | None = None
 
-    def updates(self, batch: RolloutBatch, draws: Draws, count: int) -> list[Update]:
+    def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        from htgrpo_ext.core.contexts import step_groups
+        from htgrpo_ext.core.views import Update, View
+
         group_BN = step_groups(batch.unmask_step_BN, self.merged_steps)
         num_groups = int(group_BN.max()) + 1
-        weight_BN = plain_weight(batch)
+        weight_BN = batch.plain_weight()
         updates = []
         for k in range(count):
             chosen_BN = self._chosen(group_BN, num_groups, draws, k)
@@ -49,8 +42,10 @@ class TraceGRPO(Method):
             updates.append(Update(views, weight_BN, "global"))
         return updates
 
-    def _chosen(self, group_BN: Tensor, num_groups: int, draws: Draws, update: int) -> Tensor:
+    def _chosen(self, group_BN: "Tensor", num_groups: int, draws: "Draws", update: int) -> "Tensor":
         """Tokens of the steps this update trains on. bool [B, N]"""
+        import torch
+
         if self.steps_per_update is None or self.steps_per_update >= num_groups:
             return torch.ones_like(group_BN, dtype=torch.bool)
         # Noise for the most groups there can be, one per token: the draw must not depend on the rest of the batch.

@@ -27,9 +27,9 @@ from pathlib import Path
 
 from htgrpo_ext.core.randomness import derived_seed
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.prompts.settings import PromptSource
 from htgrpo_ext.prompts.sources import read_prompts
 from htgrpo_ext.rewards.geneval import CLASSES, COLORS, RELATIONS, TASKS
-from htgrpo_ext.settings import PromptSource
 
 SHARES = {"single_object": 1, "two_object": 1, "counting": 5, "colors": 1, "position": 7, "color_attr": 3}
 NUMBERS = {2: "two", 3: "three", 4: "four"}

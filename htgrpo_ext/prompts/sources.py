@@ -15,16 +15,16 @@ import torch
 from htgrpo_ext.core.randomness import derived_generator
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.micro import world
-from htgrpo_ext.settings import PromptSource, RunSettings
+from htgrpo_ext.prompts.settings import PromptSource
 
 
 class MicroWorld:
     """The micro world's RL prompts: tasks in turn, prompts at random."""
 
-    def __init__(self, settings: RunSettings):
-        self.seed, self.per_cycle = settings.seed, settings.rollout.prompts_per_cycle
+    def __init__(self, seed: int, per_cycle: int, held_out: int):
+        self.seed, self.per_cycle = seed, per_cycle
         self.pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-        for prompt in world.split_prompts(settings.held_out)[0]:
+        for prompt in world.split_prompts(held_out)[0]:
             self.pool[prompt["tag"]].append(prompt)
 
     def prompt(self, number: int) -> dict:
@@ -55,16 +55,19 @@ class Shuffled:
 
 
 class PromptSources:
-    """All sources of a run. Raises UserError when one cannot be read."""
+    """All sources of a run. Raises UserError when one cannot be read.
 
-    def __init__(self, settings: RunSettings):
-        self.per_cycle = settings.rollout.prompts_per_cycle
-        self.weights = [source.weight for source in settings.prompts]
+    held_out  prompts of each task of the micro world that belong to an evaluation
+    """
+
+    def __init__(self, sources: Sequence[PromptSource], seed: int, per_cycle: int, held_out: int):
+        self.per_cycle = per_cycle
+        self.weights = [source.weight for source in sources]
         self.sources = [
-            MicroWorld(settings)
-            if source.format == "micro"
-            else Shuffled(read_prompts(source), settings.seed, f"{i} {source.path.name}")
-            for i, source in enumerate(settings.prompts)
+            MicroWorld(seed, per_cycle, held_out)
+            if source.path is None
+            else Shuffled(read_prompts(source), seed, f"{i} {source.path.name}")
+            for i, source in enumerate(sources)
         ]
         self._turns: list[tuple[int, int]] = []  # of each place since the start: source, how many it gave before
         self._given = [0] * len(self.sources)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from htgrpo_ext.benchmarks import Benchmark, benchmark_of
-from htgrpo_ext.core.order import structure_count
+from htgrpo_ext.core.stages import structure_count
 from htgrpo_ext.files import write_atomically
 from htgrpo_ext.report.curves import OTHER_STAGE, STAGE_COLORS, curves
 from htgrpo_ext.report.figures import IMAGES_SHOWN, first_of_each_task, pictures

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import httpx
 
 from htgrpo_ext.rewards import TOKEN, pickled
-from htgrpo_ext.settings import RewardTerm
+from htgrpo_ext.rewards.settings import RewardTerm
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a retry; the wait doubles each time, less a random part of half
 LARGEST_REPLY = 2**24  # bytes

@@ -17,20 +17,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
-from htgrpo_ext.core.objective import mixed_advantage
+from htgrpo_ext.core.objective import Judged, mixed_advantage
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.pixels import encode_png, to_levels
 from htgrpo_ext.rewards.client import RewardClient, RewardFailure
-from htgrpo_ext.rewards.micro import MICRO_REWARDS, score_codes
-from htgrpo_ext.rewards.scorers import Scorer, check_options, scorer_class
-from htgrpo_ext.settings import RewardSettings, RewardTerm
+from htgrpo_ext.rewards.scorers import Scorer, check_options, code_scorer, scorer_class
+from htgrpo_ext.rewards.settings import RewardSettings, RewardTerm
 
 WINDOW = 50  # rollout batches that `max_failed_share` is a share of
 GRACE = 5.0  # seconds after the deadline in which the servers' thread must have noticed it
@@ -38,12 +36,10 @@ GRACE = 5.0  # seconds after the deadline in which the servers' thread must have
 Outcome = tuple[list[float | None], list[str]]  # a score per rollout, None where it failed; why, one line each
 
 
-class Judged(NamedTuple):
-    """What a rollout batch was worth; the first three are of this process's rollouts, float32 or bool [B]."""
+@dataclass(frozen=True)
+class JudgedBatch(Judged):
+    """What this process's rollouts were worth, and what all processes' were."""
 
-    reward_B: Tensor
-    advantage_B: Tensor
-    kept_B: Tensor  # False: in a group that was not scored whole
     any_kept: bool  # on any process
     metrics: dict  # over all processes
 
@@ -96,7 +92,7 @@ class Rewards:
         if found:
             raise UserError("\n".join(dict.fromkeys(found)))
         for term in self.settings.terms:
-            if term.url is None and term.name not in MICRO_REWARDS:
+            if term.in_process and term.in_process.world is None:
                 self._scorers[term.name] = load_scorer(term, self.processes.device)
 
     def begin(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Pending:
@@ -124,7 +120,7 @@ class Rewards:
                 self._await(future, pending)
         return pending
 
-    def finish(self, *parts: Pending) -> Judged:
+    def finish(self, *parts: Pending) -> JudgedBatch:
         """Wait for the servers, agree with all processes, mix.
 
         parts  together this process's rollouts, in their order
@@ -158,17 +154,17 @@ class Rewards:
         if lost:
             metrics["failure"] = _first(reasons)
         own = slice(self.processes.process_index * count, (self.processes.process_index + 1) * count)
-        return Judged(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
+        return JudgedBatch(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
 
-    def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Judged:
+    def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> JudgedBatch:
         """`begin` and `finish` in one."""
         return self.finish(self.begin(prompts, codes_BN, images))
 
     def _score_here(
         self, term: RewardTerm, prompts: Sequence[dict], codes_BN: Tensor, levels_B3HW: Tensor | None
     ) -> list[float]:
-        if term.name in MICRO_REWARDS:
-            return score_codes(prompts, codes_BN, [term.name])[term.name].tolist()
+        if term.in_process and term.in_process.world:
+            return code_scorer(term.in_process)(prompts, codes_BN, [term.name])[term.name].tolist()
         scores: list[float] = []
         for start in range(0, len(prompts), term.batch_size):
             part = slice(start, start + term.batch_size)

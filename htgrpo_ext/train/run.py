@@ -1,35 +1,31 @@
-"""What both loops share around their cycles: the run's state, its prompts, records, folder, evaluation and report."""
+"""What both loops share around their cycles: the run's state, its prompts, records and folder."""
 
 import json
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import gather
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor, nn
+from torch import Tensor
 
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.config import load_settings, save_settings
-from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import Objective
-from htgrpo_ext.core.views import Update
+from htgrpo_ext.core.sampler import Rollout
+from htgrpo_ext.core.views import RolloutBatch, Update
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.evaluation import evaluate
 from htgrpo_ext.files import write_atomically
 from htgrpo_ext.pixels import levels_image, to_image, to_levels
 from htgrpo_ext.prompts.sources import PromptSources
-from htgrpo_ext.report.page import write_report
-from htgrpo_ext.report.summary import result_line, write_summary
-from htgrpo_ext.rewards.mix import Judged, Rewards
+from htgrpo_ext.rewards.mix import JudgedBatch, Rewards
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import MetricsLog, flatten
 from htgrpo_ext.train.progress import TrainingProgress
@@ -44,13 +40,10 @@ TERM_MAY_CHANGE = {"url", "protocol", "device", "batch_size", "timeout"}
 
 @dataclass
 class Run:
-    """What a training run carries from cycle to cycle."""
+    """What a training run carries from cycle to cycle, in whichever loop."""
 
     settings: RunSettings
-    accelerator: Accelerator
-    backbone: Backbone
-    forward: SharedForward
-    optimizer: torch.optim.Optimizer
+    processes: PartialState
     log: MetricsLog
     progress: TrainingProgress
     prompts: PromptSources
@@ -64,6 +57,46 @@ class Run:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
+class TrainingLoop(Protocol):
+    """A loop that is ready to train: its model is loaded, its folder open."""
+
+    run: Run
+    backbone: Backbone | None  # None: MaskGRPO as published, which has its own model class
+
+    def train(self) -> None:
+        """Train from where the run stands to its last cycle."""
+        ...
+
+    def save_model(self, folder: Path) -> None:
+        """Write what was trained: the whole model, or its adapters."""
+        ...
+
+
+def prepare_run(settings: RunSettings) -> Run:
+    """Check the batch against the number of processes, then prompts and reward servers, before any model is loaded.
+
+    Raises UserError for an impossible batch, an unreadable source of prompts, or a reward that cannot be had.
+    """
+    processes = PartialState()
+    if problems := settings.problems(processes.num_processes):
+        raise UserError("\n".join(problems))
+    prompts = prompt_sources(settings)
+    rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
+    rewards.start()
+    shown = processes.is_main_process
+    return Run(settings, processes, MetricsLog(settings, shown), TrainingProgress(settings, shown), prompts, rewards)
+
+
+def prompt_sources(settings: RunSettings) -> PromptSources:
+    """The prompts that a run trains on. Raises UserError when a source cannot be read."""
+    return PromptSources(settings.prompts, settings.seed, settings.rollout.prompts_per_cycle, settings.held_out)
+
+
+def warmup_factor(step: int, warmup: int) -> float:
+    """Of the learning rate, at optimizer step `step` from 0: a linear warm-up over `warmup` steps, then 1."""
+    return min(1.0, (step + 1) / (warmup + 1))
+
+
 def log_update(
     run: Run, step: int, updates: Sequence[Update], results: Sequence[Objective], norm: float, learning_rate: float
 ) -> None:
@@ -74,7 +107,7 @@ def log_update(
     cycle, k = divmod(step, run.settings.loop.updates_per_rollout)
     support = torch.cat([(update.target_BN > 0).float().sum(-1) for update in updates])
     stacked = torch.stack([torch.stack([value.detach() for value in result]) for result in results])
-    gathered = run.accelerator.gather(stacked.unsqueeze(0)).flatten(0, 1)
+    gathered = gather(stacked.unsqueeze(0)).flatten(0, 1)
     means = dict(zip(Objective._fields, gathered.mean(0).tolist(), strict=True))
     record = {
         "kind": "update",
@@ -91,36 +124,50 @@ def log_update(
     run.log.write(record, step + 1)
 
 
-def log_cycle(run: Run, cycle: int, judged: Judged, entropies: tuple[float, float]) -> None:
-    """One line of metrics about the rollout batch, over all processes."""
-    gather, device = run.accelerator.gather, judged.reward_B.device
+def log_cycle(
+    run: Run, cycle: int, judged: JudgedBatch, entropies: tuple[float, float], forwards: Mapping[str, int]
+) -> None:
+    """One line of metrics about the rollout batch, over all processes.
+
+    entropies  of the first tokens, and of the rest; see `mean_entropy`
+    forwards   rows of this process, by kind
+    """
+    device = judged.reward_B.device
     record: dict = {"kind": "cycle", "cycle": cycle, **judged.metrics}
     structure, refinement = gather(torch.tensor([entropies], device=device)).mean(0).tolist()
     record |= {"entropy_structure": structure, "entropy_refinement": refinement}
     kinds = ("rollout", "old", "reference", "new")
-    rows = gather(torch.tensor([[run.forward.rows[kind] for kind in kinds]], device=device)).sum(0).tolist()
+    rows = gather(torch.tensor([[forwards[kind] for kind in kinds]], device=device)).sum(0).tolist()
     record |= {"forwards": dict(zip(kinds, rows, strict=True)), "seconds": dict(run.seconds)}
     run.log.write(record, (cycle + 1) * run.settings.loop.updates_per_rollout)
     run.progress.cycle(record)
 
 
 def save_shown_rollout(
-    run: Run, prompt: dict, reward: float, codes_BN: Tensor, rank_BN: Tensor, updates: Sequence[Update]
+    run: Run,
+    backbone: Backbone,
+    task: Mapping,
+    reward: float,
+    rollout: Rollout,
+    batch: RolloutBatch,
+    updates: Sequence[Update],
 ) -> None:
-    """Keep the first of B rollouts for the report: its picture, ranks, support sets, and prompt and reward.
+    """Keep the first rollout of a batch for the report: rollout.png, rollout.npz, and rollout.json.
 
-    Writes rollout.png, rollout.npz (rank [N], supports [K, N], stages [K], grid: rows and columns) and rollout.json.
+    The arrays are rank [N], supports [K, N], stages [K] and the grid's (rows, columns).
     """
+    if not run.processes.is_main_process:
+        return
     folder = run.settings.folder
-    to_image(run.backbone.decode(codes_BN[:1])[0]).save(folder / "rollout.png")
+    to_image(backbone.decode(rollout.codes_BN[:1])[0]).save(folder / "rollout.png")
     np.savez_compressed(
         folder / "rollout.npz",
-        rank=rank_BN[0].cpu().numpy(),
+        rank=batch.rank_BN[0].cpu().numpy(),
         supports=np.stack([update.target_BN[0].cpu().numpy() for update in updates]),
         stages=np.array([update.stage for update in updates]),
-        grid=np.array(run.backbone.grid),
+        grid=np.array(backbone.grid),
     )
-    write_atomically(folder / "rollout.json", json.dumps({"prompt": prompt["prompt"], "reward": reward}))
+    write_atomically(folder / "rollout.json", json.dumps({"prompt": task["prompt"], "reward": reward}))
 
 
 def save_pictures(run: Run, cycle: int, tasks: Sequence[Mapping], pixels: Callable[[], Tensor]) -> None:
@@ -130,7 +177,7 @@ def save_pictures(run: Run, cycle: int, tasks: Sequence[Mapping], pixels: Callab
     pixels  gives float32 [len(tasks), 3, H, W] in [-1, 1]; called only when a picture is due
     """
     loop = run.settings.loop
-    if not run.accelerator.is_main_process or ((cycle + 1) % loop.save_steps and cycle + 1 != loop.cycles):
+    if not run.processes.is_main_process or ((cycle + 1) % loop.save_steps and cycle + 1 != loop.cycles):
         return
     folder = run.settings.folder / "pictures"
     folder.mkdir(exist_ok=True)
@@ -170,50 +217,11 @@ def newest_checkpoint(settings: RunSettings, checkpoints: Sequence[Path], resume
 def open_folder(run: Run, cycle: int) -> None:
     """Make the run's folder ready for cycle `cycle`: settings, log, no evaluation of an earlier try."""
     folder = run.settings.folder
-    run.accelerator.wait_for_everyone()  # before the folder is written to, everyone has looked at it
-    if run.accelerator.is_main_process:
+    run.processes.wait_for_everyone()  # before the folder is written to, everyone has looked at it
+    if run.processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         if cycle == 0:  # a killed run's evaluation may have had other settings
             shutil.rmtree(folder / "eval", ignore_errors=True)
         save_settings(run.settings, folder / "config.yaml")
     run.log.open(from_cycle=cycle)
-    run.accelerator.wait_for_everyone()  # all see the folder as it is now
-
-
-def train_to_report(run: Run, cycles: Callable[[], object], model: nn.Module) -> Path:
-    """Evaluate by the run's benchmark if it has one, train by `cycles`, save `model`, evaluate again, and report.
-
-    Returns the run's folder.
-    """
-    settings, folder, benchmark = run.settings, run.settings.folder, run.settings.eval
-    seconds = {"evaluation": 0.0} if benchmark else {}
-
-    def evaluated(name: str) -> None:
-        if benchmark:
-            task = run.progress.evaluating(name, len(benchmark.prompts()) * benchmark.images_per_prompt)
-            advance = partial(run.progress.advance, task)
-            batch_size = settings.loop.batch_size
-            seconds["evaluation"] += evaluate(
-                benchmark, run.backbone, settings.rollout, batch_size, folder, name, advance
-            )
-
-    with run.progress:
-        if benchmark and not (folder / "eval" / "base.npz").exists():
-            with run.backbone.reference():
-                evaluated("base")
-        cycles()
-        evaluated("trained")
-    run.log.close()
-    if run.accelerator.is_main_process:
-        run.accelerator.unwrap_model(model).save_pretrained(folder / "model")
-        summary = write_summary(folder, settings, peak_memory(), seconds)
-        print(f"{write_report(folder)}\n{folder / 'summary.json'}\n{result_line(summary, benchmark)}")
-    return folder
-
-
-def peak_memory() -> int:
-    """Most memory this process has held, in bytes: on the accelerator if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    run.processes.wait_for_everyone()  # all see the folder as it is now

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.order import generation_rank, structure_count
+from htgrpo_ext.core.objective import LogProbs
+from htgrpo_ext.core.order import generation_rank
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
+from htgrpo_ext.core.stages import structure_count
 from htgrpo_ext.core.views import Prompts, RolloutBatch, Update, same_contexts
 from htgrpo_ext.settings import RunSettings
 
@@ -37,28 +39,37 @@ def score_micro_batches(
     updates: Sequence[Update],
 ) -> list[tuple[slice, "BatchScores"]]:
     """The rows of each micro-batch, and its scores under the old and the reference policy."""
-    count, loop = settings.loop.micro_batches, settings.loop
-    scored = []
+    count, scored = settings.loop.micro_batches, []
     for a in range(count):
         rows = slice(a * len(codes_BN) // count, (a + 1) * len(codes_BN) // count)
-        first = settings.method.update_index(0, a, count, loop.updates_per_rollout)
         cut = [update.rows(rows) for update in updates]
-        free = settings.method.old_from_first_update
-        scores = BatchScores(
-            forward, backbone, prompts.rows(rows), codes_BN[rows], cut, first, free, loop.kl_coefficient > 0
-        )
-        scored.append((rows, scores))
+        scored.append((rows, score(settings, backbone, forward, prompts.rows(rows), codes_BN[rows], cut, a)))
     return scored
 
 
+def score(
+    settings: RunSettings,
+    backbone: Backbone,
+    forward: SharedForward,
+    prompts: Prompts,
+    codes_BN: Tensor,
+    updates: Sequence[Update],
+    micro_batch: int,
+) -> "BatchScores":
+    """The scores of one micro-batch, given by its place in the optimizer step, before anything is trained on it."""
+    method, loop = settings.method, settings.loop
+    first = method.update_index(0, micro_batch, loop.micro_batches, loop.updates_per_rollout)
+    free = [k for k, u in enumerate(updates) if method.old_from_first_update and same_contexts(u, updates[first])]
+    return BatchScores(forward, backbone, prompts, codes_BN, updates, free, loop.kl_coefficient > 0)
+
+
 class BatchScores:
-    """Old, reference and new log-probabilities of one micro-batch, over all its updates.
+    """Log-probabilities of one micro-batch's K updates; old and reference ones are taken when it is made.
 
     forward, backbone   the model; the backbone switches to the reference policy
     prompts, codes_BN   the micro-batch's rows
     updates             its K updates
-    first               the update trained first, which pi_old may be read from
-    free_old            whether it is, or pi_old gets a pass of its own
+    free                updates that show the model the same rows: the first forward of any of them gives pi_old of all
     """
 
     def __init__(
@@ -68,31 +79,40 @@ class BatchScores:
         prompts: Prompts,
         codes_BN: Tensor,
         updates: Sequence[Update],
-        first: int,
-        free_old: bool,
+        free: Sequence[int],
         with_reference: bool,
     ):
         self.forward, self.prompts, self.codes_BN, self.updates = forward, prompts, codes_BN, updates
-        # The updates whose pi_old the first forward gives; the others need a pass before anything is trained.
-        self._free = [k for k, u in enumerate(updates) if free_old and same_contexts(u, updates[first])]
-        self._first = first
-        rest = [k for k in range(len(updates)) if k not in self._free]
-        self.old: dict[int, Tensor] = {}
-        self.reference: list[Tensor] | None = None
+        self._free = list(free)
+        self._old: dict[int, Tensor] = {}
+        self._reference: list[Tensor] | None = None
         with torch.no_grad():
-            if rest:
-                self.old.update(zip(rest, self._score([updates[k] for k in rest], "old"), strict=True))
+            self._keep_old([k for k in range(len(updates)) if k not in self._free], "old")
             if with_reference:
                 with backbone.reference():
-                    self.reference = self._score(updates, "reference")
+                    self._reference = self._score(range(len(updates)), "reference")
 
-    def _score(self, updates: Sequence[Update], kind: str) -> list[Tensor]:
-        return self.forward.log_probs(self.prompts, self.codes_BN, updates, kind)
+    def of(self, index: int) -> LogProbs:
+        """Update `index` under the policy as it is now, with gradient, the old and the reference policy.
 
-    def new(self, index: int) -> Tensor:
-        """Log-probabilities [B, N] of update `index` under the policy as it is now, with gradient."""
-        if self._free and index == self._first and index not in self.old:
-            scores = self._score([self.updates[k] for k in self._free], "new")
-            self.old.update((k, score.detach()) for k, score in zip(self._free, scores, strict=True))
-            return scores[self._free.index(index)]
-        return self._score([self.updates[index]], "new")[0]
+        The first call must come before the first optimizer step: pi_old of the free updates is what the policy is then.
+        """
+        if self._free and self._free[0] not in self._old:
+            if index in self._free:
+                new_BN = self._keep_old(self._free, "new")[self._free.index(index)]
+                return self._log_probs(index, new_BN)
+            with torch.no_grad():
+                self._keep_old(self._free, "old")
+        return self._log_probs(index, self._score([index], "new")[0])
+
+    def _log_probs(self, index: int, new_BN: Tensor) -> LogProbs:
+        return LogProbs(new_BN, self._old[index], self._reference[index] if self._reference else None)
+
+    def _keep_old(self, indices: Sequence[int], kind: str) -> list[Tensor]:
+        """Score these updates now, and keep what comes out as their pi_old."""
+        scores = self._score(indices, kind) if indices else []
+        self._old.update((k, score.detach()) for k, score in zip(indices, scores, strict=True))
+        return scores
+
+    def _score(self, indices: Sequence[int], kind: str) -> list[Tensor]:
+        return self.forward.log_probs(self.prompts, self.codes_BN, [self.updates[k] for k in indices], kind)

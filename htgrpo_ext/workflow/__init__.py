@@ -1,1 +1,1 @@
-"""What a person does with the project: train and see the result, compare methods."""
+"""What a user asks for, as whole pieces of work: train, compare, plan, sample."""

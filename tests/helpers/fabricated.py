@@ -9,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from helpers.paths import ROOT
 from htgrpo_ext.files import write_atomically
 from htgrpo_ext.micro.decoder import decode_codes
 from htgrpo_ext.micro.verifier import verify
@@ -23,7 +24,7 @@ SECONDS = {"rollout": 1.5, "reward": 0.25, "score": 1.0, "update": 2.0}
 
 def settings_of(folder: Path, **changes) -> RunSettings:
     """Settings of a tiny run; `changes` replace whole sections or fields."""
-    model = yaml.safe_load(Path(__file__).parents[2].joinpath("configs/model/micro.yaml").read_text())
+    model = yaml.safe_load(ROOT.joinpath("configs/model/micro.yaml").read_text())
     return RunSettings(**{**model, "method": {"name": "htgrpo"}, "out": folder, **changes})
 
 

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from helpers.fabricated import FORWARDS, SECONDS, STAGES, fabricate, save_rollout, settings_of
 from PIL import Image
 
+from helpers.fabricated import FORWARDS, SECONDS, STAGES, fabricate, save_rollout, settings_of
 from htgrpo_ext.micro.world import TASKS
 from htgrpo_ext.report import page as page_module
 from htgrpo_ext.report.curves import INK, STAGE_COLORS, curves, running_mean

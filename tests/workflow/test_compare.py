@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.fabricated import FORWARDS, fabricate, save_evaluation, settings_of
 from PIL import Image
 from rich.console import Console
 
+from helpers.fabricated import FORWARDS, fabricate, save_evaluation, settings_of
+from helpers.paths import CONFIGS
 from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
@@ -20,7 +21,6 @@ from htgrpo_ext.report.folder import read_prompts
 from htgrpo_ext.report.summary import write_summary
 from htgrpo_ext.workflow.compare import plan, run_all
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = [CONFIGS / "model/micro.yaml"]
 
 # Stands in for `htgrpo train`: notes how it was called; fails for maskgrpo; else leaves what a run leaves.

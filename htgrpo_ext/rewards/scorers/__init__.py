@@ -1,4 +1,4 @@
-"""Reward models, one file each with a class `Scorer`: `htgrpo serve-reward NAME` serves it, a run may hold it itself.
+"""Reward models, one file each with a class `Scorer` and a row in `REWARDS`: `htgrpo serve-reward NAME` serves it.
 
 A file here imports nothing at the top but torch, numpy, pillow and this project's light parts: a heavy reward's own
 environment has neither transformers' pinned version nor accelerate. A reward of one's own is such a class in a file of
@@ -8,8 +8,7 @@ one's own, `htgrpo serve-reward mine.py:MyReward`.
 import importlib
 import importlib.util
 import inspect
-import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.rewards.registry import REWARDS, Reward
 
 
 class Scorer(Protocol):
@@ -41,8 +41,8 @@ class Scorer(Protocol):
 
 
 def scorer_names() -> list[str]:
-    """The rewards of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The scorers that `REWARDS` names."""
+    return sorted({reward.scorer for reward in REWARDS.values()})
 
 
 def scorer_class(name: str) -> type[Scorer]:
@@ -69,6 +69,11 @@ def _module_of(file: Path) -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def code_scorer(reward: Reward) -> Callable[[Sequence[dict], Tensor, Sequence[str]], dict[str, Tensor]]:
+    """`score_codes(prompts, codes_BN, names)` of a reward that reads the codes of a world: each name, float32 [B]."""
+    return importlib.import_module(f"{__name__}.{reward.scorer}").score_codes
 
 
 def check_options(scorer: type[Scorer], name: str, options: Mapping[str, Any]) -> None:

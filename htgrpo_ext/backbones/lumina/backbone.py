@@ -1,0 +1,143 @@
+"""Lumina-DiMOO as a backbone: a templated prompt, then image rows that each end in a newline; any height and width.
+
+    [pad].. <system>instruction</system><user>text</user> | <answer><image>row newline row newline ..</image></answer>
+
+Layout and ids: github.com/Alpha-VLLM/Lumina-DiMOO, config.py and inference/inference_t2i.py. Its code runs prompts one
+at a time. Here prompts of different length share a batch, padded in front; pads are hidden, and positions count from
+each prompt's own first token, so that a row's logits are those of the prompt alone.
+
+The classifier-free row is the template around <uncondition>, of its own length, with the same canvas.
+
+L prompt tokens, N = H*W image tokens, H rows of W.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
+from htgrpo_ext.backbones.lumina import PIXELS
+from htgrpo_ext.core.views import Prompts
+from htgrpo_ext.errors import UserError
+
+NEWLINE = 126084  # in MMaDA the same id begins an image
+MASK_ID = 126336
+PAD = 126339  # hidden, so that any id would do; the one that Lumina-DiMOO's training pads with
+IMAGE_START, IMAGE_END = 126349, 126350
+UNCONDITION = 126351
+ANSWER_START, ANSWER_END = 126354, 126355
+IMAGE_OFFSET = 126356  # id of code 0
+
+BEFORE = "<system>Generate an image according to the text prompt.</system><user>"
+AFTER = "</user>"
+NOBODY = "<uncondition>"
+
+
+def image_block(height: int, width: int) -> ImageBlock:
+    """The answer that holds one image of `height` x `width` pixels, multiples of 16: H*(W+1) + 4 ids."""
+    H, W = height // PIXELS, width // PIXELS
+    rows = [*[MASK_ID] * W, NEWLINE] * H
+    frame_I = torch.tensor([ANSWER_START, IMAGE_START, *rows, IMAGE_END, ANSWER_END])
+    code_N = torch.arange(H * W)
+    return ImageBlock(frame_I, 2 + code_N + code_N // W, MASK_ID, IMAGE_OFFSET)
+
+
+class LuminaBackbone(LladaBackbone):
+    """See `Backbone`."""
+
+    mask_id = MASK_ID
+    reserved = {
+        "newline": NEWLINE,
+        "image start": IMAGE_START,
+        "image end": IMAGE_END,
+        "<answer>": ANSWER_START,
+        "</answer>": ANSWER_END,
+    }
+    image_offset = IMAGE_OFFSET
+    # Lumina-DiMOO's training makes as many vocabulary rows as there are tokens, and its sampler takes the last 8,192
+    # for the codes: the published tokenizer may hold them as well.
+    lengths = (IMAGE_OFFSET, IMAGE_OFFSET + LladaBackbone.codebook_size)
+    codes_are_last = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: nn.Module | None = None,
+        height: int = 512,
+        width: int = 512,
+        prompt_length: int = 192,
+        vq_checkpoint: Path | None = None,
+    ):
+        """`vq_checkpoint` is the folder that `vqvae/` lies in."""
+        super().__init__(model, image_block(height, width), reference)
+        self.tokenizer, self.prompt_length, self.vq_checkpoint = tokenizer, prompt_length, vq_checkpoint
+        self.grid = (height // PIXELS, width // PIXELS)
+        self._before = tokenizer(BEFORE)["input_ids"]
+        self._after = tokenizer(AFTER)["input_ids"]
+
+    @classmethod
+    def load(cls, checkpoint: Path, *args, vq_checkpoint: Path | None = None, **options) -> Self:
+        """See `LladaBackbone.load`. The VQ model lies in the checkpoint's own folder unless told otherwise."""
+        return super().load(checkpoint, *args, vq_checkpoint=vq_checkpoint or checkpoint, **options)
+
+    @classmethod
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        return {"<|mdm_mask|>": MASK_ID, NOBODY: UNCONDITION}
+
+    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
+        """Rows of `prompt_length` ids, of which `image_logits` drops the pads that a batch has in common.
+
+        Raises UserError for a prompt that is too long: Lumina-DiMOO has no rule for cutting one.
+        """
+        rows, words = [], []
+        for text, ids in zip(texts, self.tokenizer([BEFORE + t + AFTER for t in texts])["input_ids"], strict=True):
+            if len(ids) > self.prompt_length:
+                raise UserError(
+                    f"prompt {text[:40]!r}..: {len(ids)} ids with the template, "
+                    f"but there is room for {self.prompt_length} (model.prompt_length)"
+                )
+            rows.append(ids)
+            own = range(0) if text == NOBODY else range(len(self._before), len(ids) - len(self._after))
+            words.append(own)
+        prompts = left_padded(rows, words, self.prompt_length, PAD)
+        return Prompts(*(t.to(self.device) for t in prompts))
+
+    def unconditional(self) -> Prompts:
+        return self.encode_prompts([NOBODY])
+
+    def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
+        """A position counts from its own prompt's first token."""
+        return (attention_US.cumsum(-1) - 1).clamp(min=0)
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The VQ model, loaded when it is first asked for. Raises UserError when it, or diffusers, is missing."""
+        try:
+            from diffusers import VQModel
+        except ImportError:
+            raise UserError("pixels are decoded by diffusers: pip install -c constraints.txt -e '.[lumina]'") from None
+        folder = self.vq_checkpoint
+        if folder is None or not (folder / "vqvae" / "config.json").is_file():
+            raise UserError(f"{folder}: no vqvae/ there, which decodes pixels (model.vq_checkpoint)")
+        model = VQModel.from_pretrained(folder, subfolder="vqvae").to(self.device).eval().requires_grad_(False)
+        if not model.config.lookup_from_codebook:
+            raise UserError(f"{folder}/vqvae/config.json: lookup_from_codebook is off, so codes cannot be decoded")
+        if (scale := 2 ** (len(model.config.block_out_channels) - 1)) != PIXELS:
+            raise UserError(f"{folder}/vqvae/config.json: a code has {scale} pixels a side, the layout {PIXELS}")
+        return model
+
+    @torch.no_grad()
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        """The VQ model answers in [0, 1], beyond it at times: clamped, then spread to [-1, 1]."""
+        pixels = []
+        for codes_bN in chunks(codes_BN):
+            shape = (len(codes_bN), *self.grid, self.decoder.config.latent_channels)
+            grid_bHW = codes_bN.to(self.device).view(shape[:3])
+            pixels.append(self.decoder.decode(grid_bHW, force_not_quantize=True, shape=shape).sample)
+        return torch.cat(pixels).clamp(0, 1) * 2 - 1

@@ -1,0 +1,56 @@
+"""The micro model: a real masked-diffusion transformer of one million weights, for a laptop."""
+
+from typing import TYPE_CHECKING, Literal
+
+from htgrpo_ext.backbones.settings import ModelSection
+from htgrpo_ext.micro import world
+
+if TYPE_CHECKING:
+    import torch
+
+    from htgrpo_ext.backbones.micro.backbone import MicroBackbone
+    from htgrpo_ext.backbones.sizes import Sizes
+    from htgrpo_ext.core.views import Prompts
+
+
+class Micro(ModelSection):
+    """Settings of MODEL=micro."""
+
+    name: Literal["micro"]
+
+    world = "micro"
+    on_accelerators = False
+
+    @property
+    def num_image_tokens(self) -> int:
+        return world.NUM_IMAGE_TOKENS
+
+    def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "MicroBackbone":
+        from htgrpo_ext.backbones.micro.backbone import MicroBackbone
+
+        return MicroBackbone.load(self.checkpoint, None if frozen else self.lora_keywords(), device, seed)
+
+    def sizes(self) -> "Sizes":
+        from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel
+        from htgrpo_ext.backbones.sizes import FLOAT, sizes_of
+
+        config = MicroConfig(codebook_size=world.CODEBOOK_SIZE)
+        return sizes_of(
+            self,
+            lambda: MicroModel(config),
+            layers=config.num_layers,
+            width=config.hidden_size,
+            ffn=config.ffn_size,
+            sequence=config.prompt_length + self.num_image_tokens,
+            codebook=config.codebook_size,
+            element=FLOAT,
+        )
+
+    def planned_prompts(self, count: int) -> "tuple[Prompts, Prompts]":
+        from htgrpo_ext.backbones.micro.backbone import encode_words
+        from htgrpo_ext.backbones.micro.model import MicroConfig
+
+        texts = [prompt["prompt"] for prompt in world.split_prompts()[0]]
+        chosen = [texts[i * len(texts) // count % len(texts)] for i in range(count)]  # from all tasks
+        length = MicroConfig().prompt_length
+        return encode_words(chosen, length), encode_words([""], length)

@@ -1,0 +1,89 @@
+"""The micro model as a backbone: words | codes, left-padded prompts that end in an image-start marker."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from htgrpo_ext.backbones.micro.model import MicroModel
+from htgrpo_ext.backbones.policy import Policy, frozen_copy, with_adapters
+from htgrpo_ext.core.sampler import MASK
+from htgrpo_ext.core.views import Prompts
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.micro import world
+from htgrpo_ext.micro.decoder import decode_codes
+
+PAD, BEGIN, IMAGE_START = range(3)
+WORDS = (
+    ["a", "and", "left", "right", "of", "above", "below", *world.NUMBER_WORDS.values()]
+    + [*world.TEXTURES, *world.COLORS, *world.SHAPES, *(f"{shape}s" for shape in world.SHAPES)]
+    + sorted({word for phrase in world.SCENES.values() for word in phrase.split()} - {"a"})
+)
+WORD_IDS = {word: i for i, word in enumerate(WORDS, start=IMAGE_START + 1)}
+
+
+def encode_words(texts: Sequence[str], length: int) -> Prompts:
+    """[pad].. [begin] words [image start], left-padded to `length`.
+
+    Raises UserError naming the word that is not in the world's vocabulary, or the prompt that is too long.
+    """
+    rows = []
+    for text in texts:
+        words = text.split()
+        unknown = [word for word in words if word not in WORD_IDS]
+        if unknown:
+            raise UserError(f"prompt {text!r}: unknown word `{unknown[0]}` (the micro world knows {', '.join(WORDS)})")
+        if len(words) + 2 > length:
+            raise UserError(f"prompt {text!r}: {len(words)} words, but the model reads at most {length - 2}")
+        row = [BEGIN, *(WORD_IDS[word] for word in words), IMAGE_START]
+        rows.append([PAD] * (length - len(row)) + row)
+    ids = torch.tensor(rows, dtype=torch.int64)
+    return Prompts(ids, ids != PAD, ids > IMAGE_START)
+
+
+class MicroBackbone(Policy):
+    """See `Backbone`."""
+
+    num_image_tokens = world.NUM_IMAGE_TOKENS
+    grid = (world.GRID, world.GRID)
+
+    def __init__(self, model: nn.Module, reference: nn.Module | None = None):
+        """`model` a MicroModel, or a PEFT model around one; `reference` a frozen copy, None to switch adapters off."""
+        super().__init__(model, reference)
+        self.codebook_size = self.config.codebook_size
+        self.mask_id = self.config.mask_id
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path, lora: dict | None = None, device: str | torch.device = "cpu", seed: int = 0
+    ) -> "MicroBackbone":
+        """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
+
+        seed  of the adapters' first weights
+
+        Raises UserError when the folder holds no checkpoint.
+        """
+        if not (checkpoint / "config.json").is_file():
+            raise UserError(f"{checkpoint}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)")
+        model = MicroModel.from_pretrained(checkpoint).to(device)
+        if lora is not None:
+            return cls(with_adapters(model, lora, seed))
+        return cls(model, reference=frozen_copy(model))
+
+    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
+        prompts = encode_words(texts, self.config.prompt_length)
+        return Prompts(*(t.to(self.device) for t in prompts))
+
+    def unconditional(self) -> Prompts:
+        return self.encode_prompts([""])
+
+    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
+        image_UN = torch.where(codes_UN == MASK, self.mask_id, codes_UN + self.config.image_offset)
+        seen_US = torch.cat([prompts.attention_BL, torch.ones_like(wanted_UN)], dim=1)
+        positions_US = torch.cat([torch.zeros_like(prompts.attention_BL), wanted_UN], dim=1)
+        input_US = torch.cat([prompts.ids_BL, image_UN], dim=1)
+        return self._policy(input_ids=input_US, attention_mask=seen_US, positions=positions_US).logits
+
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        return decode_codes(codes_BN)

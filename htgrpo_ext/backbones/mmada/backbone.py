@@ -1,0 +1,120 @@
+"""MMaDA as a backbone: a left-padded prompt, then an image block of 32 x 32 codes, 512 x 512 pixels.
+
+    [iPAD].. t2i bos text eos | soi, 1024 codes, eoi
+
+The prompt is the raw text, without a template. Layout and ids: github.com/Gen-Verse/MMaDA,
+training/prompting_utils.py; pixels by its MAGVITv2, whose class is imported from the `upstream` checkout.
+
+`attention: masked` hides the pads, as MMaDA does since June 2025. `as-maskgrpo` lets every position see them, as the
+older copy in MaskGRPO does. Rollout and scoring go through the same function, so they always agree.
+
+L prompt tokens, N image tokens.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
+from htgrpo_ext.core.views import Prompts
+from htgrpo_ext.errors import UserError
+
+BOS, EOS = 126080, 126081
+IMAGE_START, IMAGE_END = 126084, 126085  # <|soi|>, <|eoi|>
+TEXT_TO_IMAGE, PAD = 126088, 126093  # <|t2i|>, [iPAD]
+MASK_ID = 126336
+IMAGE_OFFSET = 126349  # id of code 0: the length of the tokenizer, not llm_vocab_size (126464)
+GRID = (32, 32)
+NUM_IMAGE_TOKENS = 1024
+
+UPSTREAM = Path(__file__).parents[2] / "upstream"
+
+
+def image_block() -> ImageBlock:
+    """soi, codes, eoi: no separators between rows."""
+    frame_I = torch.tensor([IMAGE_START, *[MASK_ID] * NUM_IMAGE_TOKENS, IMAGE_END])
+    return ImageBlock(frame_I, torch.arange(1, NUM_IMAGE_TOKENS + 1), MASK_ID, IMAGE_OFFSET)
+
+
+class MMaDABackbone(LladaBackbone):
+    """See `Backbone`."""
+
+    mask_id = MASK_ID
+    reserved = {"<|soi|>": IMAGE_START, "<|eoi|>": IMAGE_END, "<|t2i|>": TEXT_TO_IMAGE, "[iPAD]": PAD}
+    image_offset = IMAGE_OFFSET
+    lengths = (IMAGE_OFFSET,)
+    grid = GRID
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: nn.Module | None = None,
+        prompt_length: int = 257,
+        masks_padding: bool = True,
+        vq_checkpoint: Path | None = None,
+    ):
+        super().__init__(model, image_block(), reference)
+        self.tokenizer, self.prompt_length, self.masks_padding = tokenizer, prompt_length, masks_padding
+        self.vq_checkpoint = vq_checkpoint
+
+    @classmethod
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """The mask, and whatever the tokenizer begins and ends texts with."""
+        named = {"<|mdm_mask|>": MASK_ID}
+        return named | {tokenizer.bos_token or "bos_token": BOS, tokenizer.eos_token or "eos_token": EOS}
+
+    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
+        """Rows of `prompt_length` ids; a longer text is cut, and ends in eos all the same, as MMaDA does it."""
+        rows, words = [], []
+        for ids in self.tokenizer(list(texts))["input_ids"]:
+            text = ids[1:] if ids[:1] == [BOS] else ids
+            row = [TEXT_TO_IMAGE, BOS, *text, EOS]
+            if len(row) > self.prompt_length:
+                row = [*row[: self.prompt_length - 1], EOS]
+            rows.append(row)
+            words.append(range(2, len(row) - 1))
+        prompts = left_padded(rows, words, self.prompt_length, PAD)
+        return Prompts(*(t.to(self.device) for t in prompts))
+
+    def unconditional(self) -> Prompts:
+        return self.encode_prompts([""])
+
+    def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
+        """Pads count: a position is its place in the full sequence."""
+        return torch.arange(cut, cut + attention_US.shape[1], device=attention_US.device)
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """MAGVITv2, loaded when it is first asked for. Raises UserError when upstream or the weights are missing."""
+        if self.vq_checkpoint is None or not self.vq_checkpoint.is_dir():
+            raise UserError(f"{self.vq_checkpoint}: no MAGVITv2 checkpoint there (model.vq_checkpoint)")
+        with redirect_stdout(sys.stderr):  # the class prints its sizes, and stdout is for results
+            model = magvit_class().from_pretrained(self.vq_checkpoint)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        """MAGVITv2's output, which is meant for [-1, 1] and goes beyond it: clamped."""
+        return torch.cat([self.decoder.decode_code(codes.to(self.device)) for codes in chunks(codes_BN)]).clamp(-1, 1)
+
+
+def magvit_class() -> type[nn.Module]:
+    """MAGVITv2, from the MaskGRPO checkout (UPSTREAM_CHECKOUT names another folder than upstream/)."""
+    folder = Path(os.environ.get("UPSTREAM_CHECKOUT", UPSTREAM))
+    if not (folder / "models" / "modeling_magvitv2.py").is_file():
+        raise UserError(f"{folder}: empty, and pixels are decoded by a class from there (run `make upstream`)")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("models").MAGVITv2
+    except ImportError as error:
+        raise UserError(f"{folder}: MAGVITv2 cannot be imported ({error}); install the extra `upstream`") from None

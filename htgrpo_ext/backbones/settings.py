@@ -1,0 +1,72 @@
+"""What the settings of every backbone have.
+
+A backbone is a folder with a subclass of `ModelSection` and a line in `BACKBONES`. Settings load no torch, so a
+subclass imports the model inside its methods.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from htgrpo_ext.section import Section, Share
+
+if TYPE_CHECKING:
+    import torch
+
+    from htgrpo_ext.backbones.base import Backbone
+    from htgrpo_ext.backbones.sizes import Sizes
+    from htgrpo_ext.core.views import Prompts
+
+
+class Lora(Section):
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: Share
+    targets: list[str]
+
+
+class ModelSection(Section):
+    """A run's `model` section; a subclass is one backbone: its settings, its loading and its sizes."""
+
+    name: str
+    checkpoint: Path
+    tuning: Literal["full", "lora"]
+    lora: Lora | None = None
+
+    world: ClassVar[str | None] = None  # the world whose codes it paints; rewards and benchmarks may read them
+    on_accelerators: ClassVar[bool] = True  # `htgrpo plan` shows memory and time of GPUs
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N, tokens of an image."""
+        raise NotImplementedError
+
+    def problems(self) -> list[str]:
+        """What is wrong between these fields, one line each."""
+        if self.tuning == "lora" and self.lora is None:
+            return ["tuning is lora, but there are no LoRA settings (model.tuning, model.lora)"]
+        return []
+
+    def lora_targets(self, lora: Lora) -> list[str] | str:
+        """The modules that get adapters, as peft takes them: names, or a regular expression of whole names."""
+        return list(lora.targets)
+
+    def lora_keywords(self) -> dict[str, Any] | None:
+        """The LoRA settings as keywords of peft's LoraConfig; None when full weights are trained."""
+        if self.tuning == "full" or self.lora is None:
+            return None
+        lora, targets = self.lora, self.lora_targets(self.lora)
+        return dict(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+
+    def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "Backbone":
+        """The backbone with its checkpoint loaded; see `load_backbone`."""
+        raise NotImplementedError
+
+    def sizes(self) -> "Sizes":
+        """The sizes that memory and time follow from; nothing is loaded. Raises UserError for a bad config.json."""
+        raise NotImplementedError
+
+    def planned_prompts(self, count: int) -> "tuple[Prompts, Prompts]":
+        """Rows of `count` different prompts, and the unconditional row, for `htgrpo plan`; no checkpoint is read."""
+        raise NotImplementedError

@@ -1,0 +1,117 @@
+"""Memory and time of a training cycle, from the sizes of a model alone. Estimates: what is assumed stands beside it.
+
+N image tokens, V codebook.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from htgrpo_ext.backbones.settings import Lora, ModelSection
+
+FLOAT = 4  # bytes; of adapters, optimizer state, log-probabilities and the sampler's tables
+# Tables [N, V] per image that the sampler holds at its peak: logits with and without the prompt, their guided sum,
+# its log-probabilities, the probabilities, and their cumulative sum.
+SAMPLER_TABLES = 6
+
+
+class Sizes(NamedTuple):
+    """The sizes that everything follows from. `width` and `ffn` are of a block; `element` is in bytes."""
+
+    parameters: int  # of the base model
+    in_blocks: int  # of them, in matrices that every position goes through
+    trained: int  # parameters that are trained: the same, or the adapters'
+    adapters: bool
+    layers: int
+    width: int
+    ffn: int
+    sequence: int  # positions of a row, padding included
+    num_image_tokens: int
+    codebook: int
+    element: int  # of a weight of the base model, and of an activation
+    recomputed: bool  # activation checkpointing
+    source: str | None  # where the sizes are from, if not from the checkpoint
+
+    def memory(self, rows: int, positions: int, batch_size: int) -> dict[str, int]:
+        """Bytes by part, while `rows` are held for their backward, with logits at `positions` of them.
+
+        batch_size  rows per forward, and so the rows of which a block is recomputed at a time
+        """
+        state = FLOAT if self.adapters else self.element
+        per_block = (9 * self.width + 4 * self.ffn) * self.element
+        if self.adapters and self.element < FLOAT:  # adapters read each projection's input once more, in float32
+            per_block += (6 * self.width + self.ffn) * FLOAT
+        kept = rows * self.layers * per_block
+        if self.recomputed:  # every block's input, and one block as a whole
+            kept = rows * self.layers * self.width * self.element + min(rows, batch_size) * per_block
+        rounded = 0 if self.element == FLOAT else self.element
+        return {
+            "weights": self.parameters * self.element + (self.trained * FLOAT if self.adapters else 0),
+            "gradients": self.trained * state,
+            "AdamW's two moments": 2 * self.trained * state,
+            "frozen reference copy": 0 if self.adapters else self.parameters * self.element,
+            "logits": 2 * positions * self.codebook * (FLOAT + rounded),
+            "activations": self.sequence * kept,
+        }
+
+    def rollout_memory(self, images: int) -> int:
+        """Bytes of the sampler's probability tables, over all images sampled together."""
+        return images * SAMPLER_TABLES * self.num_image_tokens * self.codebook * FLOAT
+
+    def row_flops(self) -> float:
+        """Of one row's forward: matrices, attention (queries by keys, weights by values), the head's codebook rows."""
+        matrices = 2 * (self.in_blocks + self.trained * self.adapters) * self.sequence
+        attention = 4 * self.sequence**2 * self.width * self.layers
+        return matrices + attention + 2 * self.width * self.codebook * self.num_image_tokens
+
+    def new_cost(self) -> int:
+        """A row with gradient, in forwards: itself, the gradient of inputs, that of weights if they are trained, and
+        the second forward that activation checkpointing takes."""
+        return 2 + (not self.adapters) + self.recomputed
+
+
+def adapter_parameters(model: nn.Module, lora: Lora) -> int:
+    """Parameters of LoRA on the named projections; those of blocks, not a head that is called the same."""
+    layers = [m for name, m in model.named_modules() if "blocks." in name and name.split(".")[-1] in lora.targets]
+    return sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def sizes_of(
+    section: ModelSection,
+    build: Callable[[], nn.Module],
+    *,
+    layers: int,
+    width: int,
+    ffn: int,
+    sequence: int,
+    codebook: int,
+    element: int,
+    recomputed: bool = False,
+    source: str | None = None,
+) -> Sizes:
+    """The sizes of a configured model; see `Sizes` for the numbers.
+
+    build  makes the model with random weights; it is called where tensors have no storage
+    """
+    with torch.device("meta"):
+        model = build()
+    parameters = sum(p.numel() for p in model.parameters())
+    linear = [m for name, m in model.named_modules() if "blocks." in name and isinstance(m, nn.Linear)]
+    adapters = section.tuning == "lora" and section.lora is not None
+    return Sizes(
+        parameters=parameters,
+        in_blocks=sum(m.weight.numel() for m in linear),
+        trained=adapter_parameters(model, section.lora) if adapters else parameters,
+        adapters=adapters,
+        layers=layers,
+        width=width,
+        ffn=ffn,
+        sequence=sequence,
+        num_image_tokens=section.num_image_tokens,
+        codebook=codebook,
+        element=element,
+        recomputed=recomputed,
+        source=source,
+    )

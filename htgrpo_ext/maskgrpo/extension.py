@@ -1,0 +1,190 @@
+"""HT-GRPO and its baselines inside MaskGRPO's loop: what its hooks ask for, answered by the native loop's parts.
+
+A micro-batch is rolled out, planned and scored once a cycle, then trained in each of the cycle's K optimizer steps.
+Nothing here knows MaskGRPO's code; trainer.py calls it from there.
+
+P prompts, G rollouts per prompt, B rollouts of a process's micro-batch, N image tokens, K updates, A micro-batches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.objective import (
+    Judged,
+    LogProbs,
+    Objective,
+    averaging_mask,
+    kept_share,
+    policy_objective,
+)
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.sampler import Rollout
+from htgrpo_ext.core.views import Prompts, RolloutBatch, Update
+from htgrpo_ext.rewards.mix import JudgedBatch, Pending
+from htgrpo_ext.rollouts.generate import generate
+from htgrpo_ext.train.run import Run
+from htgrpo_ext.train.scoring import BatchScores, plan_updates, score
+
+CycleRow = Mapping  # "prompt", the whole "task", and where it stands: "cycle", "place" (of its prompt, 0..P-1)
+
+
+@dataclass(frozen=True, eq=False)
+class RolledOut:
+    """One process's rollouts of a micro-batch, its planned updates, and its rewards under way."""
+
+    tasks: list[Mapping]
+    prompts: Prompts
+    rollout: Rollout
+    batch: RolloutBatch
+    updates: list[Update]
+    pending: Pending
+
+
+@dataclass(frozen=True, eq=False)  # one is itself, whatever its tensors hold
+class MicroBatch:
+    """All that is known of a micro-batch before its first optimizer step."""
+
+    place: int  # among the micro-batches of an optimizer step
+    rolled: RolledOut
+    scores: BatchScores
+    judged: JudgedBatch
+    # By optimizer step and update; only the last is kept.
+    answers: dict[tuple[int, int], LogProbs] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> list[Update]:
+        return self.rolled.updates
+
+
+class Extension:
+    """The state that the hooks read: the micro-batch in hand, and the optimizer step it is trained in."""
+
+    def __init__(self, run: Run, backbone: Backbone, forward: SharedForward):
+        self.run, self.backbone, self.forward = run, backbone, forward
+        self.method, self.loop = run.settings.method, run.settings.loop
+        self.num_image_tokens = backbone.num_image_tokens
+        self.cycle: list[MicroBatch] = []  # of the cycle so far, in order
+        self.results: list[Objective] = []  # of the optimizer step's micro-batches so far
+        self.step = 0  # the optimizer step, from 0
+        self._micro: MicroBatch | None = None
+
+    @property
+    def micro(self) -> MicroBatch:
+        """The micro-batch in hand."""
+        assert self._micro is not None, "MaskGRPO computes a loss before its first rollout"
+        return self._micro
+
+    # --- once a cycle and micro-batch
+
+    def roll_out(self, rows: Sequence[CycleRow], prompts: Prompts) -> RolledOut:
+        """Sample the rows' images, plan their K updates, start their rewards.
+
+        The first micro-batch of a cycle forgets the last cycle.
+        """
+        settings, G = self.run.settings, self.run.settings.rollout.rollouts_per_prompt
+        places = [row["place"] for row in rows[::G]]
+        if len(self.cycle) == self.loop.micro_batches:
+            self.cycle = []
+            self.forward.rows.clear()
+        draws = Draws(settings.seed, rows[0]["cycle"], places, G)
+        with self.run.timed("rollout"):
+            rollout = generate(self.backbone, self.forward, prompts, draws, settings.rollout)
+        batch, updates = plan_updates(settings, rollout, prompts, draws)
+        tasks, codes_BN = [row["task"] for row in rows], rollout.codes_BN
+        with self.run.timed("reward"):  # servers work while the old and the reference policy are scored
+            pending = self.run.rewards.begin(tasks, codes_BN, lambda: self.backbone.decode(codes_BN))
+        return RolledOut(tasks, prompts, rollout, batch, updates, pending)
+
+    def score(self, rolled: RolledOut) -> BatchScores:
+        """Old and reference log-probabilities of the next micro-batch of the cycle."""
+        with self.run.timed("score"):
+            return score(
+                self.run.settings,
+                self.backbone,
+                self.forward,
+                rolled.prompts,
+                rolled.rollout.codes_BN,
+                rolled.updates,
+                len(self.cycle),
+            )
+
+    def judge(self, rolled: RolledOut) -> JudgedBatch:
+        """Wait for the rewards."""
+        with self.run.timed("reward"):
+            return self.run.rewards.finish(rolled.pending)
+
+    def take(self, rolled: RolledOut, scores: BatchScores, judged: JudgedBatch) -> MicroBatch:
+        """The next micro-batch of the cycle, ready to be trained on."""
+        self.cycle.append(MicroBatch(len(self.cycle), rolled, scores, judged))
+        return self.cycle[-1]
+
+    # --- in every optimizer step
+
+    def enter(self, micro: MicroBatch, step: int) -> None:
+        """Take up a micro-batch for optimizer step `step` (from 0)."""
+        self._micro, self.step = micro, step
+
+    @property
+    def update(self) -> int:
+        """k of the optimizer step."""
+        return self.step % self.loop.updates_per_rollout
+
+    @property
+    def index(self) -> int:
+        """The update that the micro-batch in hand trains; MaskGRPO's own counter is not used."""
+        count = self.loop.updates_per_rollout
+        return self.method.update_index(self.update, self.micro.place, self.loop.micro_batches, count)
+
+    def log_probs(self, index: int) -> LogProbs:
+        """Log-probabilities of update `index` in this optimizer step; computed once, whoever asks first."""
+        key, answers = (self.step, index), self.micro.answers
+        if key not in answers:
+            answers.clear()
+            answers[key] = self.micro.scores.of(index)
+        return answers[key]
+
+    def loss_mask(self, index: int) -> Tensor:
+        """See `averaging_mask`."""
+        return averaging_mask(self.micro.updates[index], self.method.average, self.micro.judged.kept_B)
+
+    def kept_share(self) -> Tensor:
+        """See `kept_share` of the objective."""
+        return kept_share(self.micro.updates[self.index], self.method.average, self.micro.judged.kept_B)
+
+    def weight(self, index: int) -> Tensor:
+        """Credit weights float32 [B, N], zero for a rollout without a target."""
+        update = self.micro.updates[index]
+        return update.weight_BN * (update.target_BN > 0).any(-1, keepdim=True)
+
+    def record(self, loss: Tensor, advantage_B: Tensor) -> None:
+        """Keep what the native loop logs of a micro-batch, with MaskGRPO's own loss and advantages."""
+        log_probs, kept_B = self.log_probs(self.index), self.micro.judged.kept_B
+        result = policy_objective(
+            log_probs._replace(new_BN=log_probs.new_BN.detach()),
+            self.micro.updates[self.index],
+            Judged(self.micro.judged.reward_B, advantage_B, kept_B),
+            self.loop.clip_epsilon,
+            self.loop.kl_coefficient,
+            self.method.average,
+        )
+        self.results.append(result._replace(loss=loss.detach()))
+        self.micro.answers.clear()  # nobody asks again in this step, and they hold the forward's graph
+
+
+@dataclass(frozen=True)
+class Answer:
+    """In place of MaskGRPO's log-probabilities [K, B, N] of a policy: each update's [1, B, N] when it is asked for."""
+
+    extension: Extension
+    policy: Literal["old", "reference"]
+
+    def __getitem__(self, index: int) -> Tensor:
+        log_probs = self.extension.log_probs(index)
+        answer_BN = log_probs.old_BN if self.policy == "old" else log_probs.reference_BN
+        assert answer_BN is not None, "MaskGRPO asks for a reference policy without a KL term"
+        return answer_BN[None]

@@ -1,0 +1,231 @@
+"""MaskGRPO's own loop under our configuration: what its entry script edits into Python comes from YAML here.
+
+METHOD=maskgrpo MODEL=mmada is MaskGRPO as published: its model class, its rollouts, its faults. Everything else takes
+rollouts, updates and log-probabilities from the native loop, and from MaskGRPO its loop, reward plumbing, KL,
+clipping, optimizer and checkpoints. trainer.py has both trainers.
+
+P prompts, G rollouts per prompt, K updates.
+"""
+
+import functools
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import Dataset
+
+from htgrpo_ext.backbones import load_backbone
+from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.mmada.backbone import magvit_class
+from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.maskgrpo.extension import Extension
+from htgrpo_ext.patches.series import require_applied
+from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.train.run import Run, newest_checkpoint, open_folder, prepare_run
+
+if TYPE_CHECKING:
+    from htgrpo_ext.maskgrpo.trainer import LoopTrainer
+
+ROOT = Path(__file__).parents[2]
+COMPLETE = "complete"  # the file that says a checkpoint was written to its end
+TESTED = {"transformers": "4.46.0", "trl": "0.16.0", "peft": "0.14.0", "accelerate": "1.4.0"}
+PUBLISHED_STEPS = 12  # a default in the middle of its code, which nothing overrides for images
+
+
+def require_upstream(root: Path = ROOT) -> None:
+    """Make MaskGRPO importable. Raises UserError when it is absent or unpatched, or other versions are installed."""
+    for name, tested in TESTED.items():
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            installed = "missing"
+        if installed != tested:
+            raise UserError(
+                f"MaskGRPO's loop was tested with {name} {tested}, {installed} is there: make setup-upstream"
+            )
+    require_applied(root)
+    if str(root / "upstream") not in sys.path:
+        sys.path.insert(0, str(root / "upstream"))
+
+
+class CycleRows(Dataset):
+    """The rows MaskGRPO's loop asks for, in the native loop's order: for each optimizer step all B = P*G rows.
+
+    They are the same in all K steps of a cycle, because the loop looks at them in the first only.
+    """
+
+    def __init__(self, settings: RunSettings, prompts: PromptSources):
+        self.settings = settings
+        self.rows = settings.rollout.prompts_per_cycle * settings.rollout.rollouts_per_prompt
+        self.cycle_prompts = functools.lru_cache(maxsize=2)(prompts.cycle)
+
+    def __len__(self) -> int:
+        return self.settings.loop.cycles * self.settings.loop.updates_per_rollout * self.rows
+
+    def __getitem__(self, index: int) -> dict:
+        cycle = index // (self.settings.loop.updates_per_rollout * self.rows)
+        place = index % self.rows // self.settings.rollout.rollouts_per_prompt
+        task = self.cycle_prompts(cycle)[place]
+        return {"prompt": task["prompt"], "task": task, "cycle": cycle, "place": place}
+
+
+def trainer_config(settings: RunSettings, processes: int) -> dict:
+    """MaskGRPO's configuration for a run: what it and `RunSettings` both know, and what keeps it out of our way."""
+    rollout, loop = settings.rollout, settings.loop
+    images = rollout.prompts_per_cycle * rollout.rollouts_per_prompt
+    return dict(
+        output_dir=str(settings.folder / "checkpoints"),
+        per_device_train_batch_size=images // (processes * loop.micro_batches),
+        generation_batch_size=images,  # one call for all rows of a micro-batch: `generate` cuts it by loop.batch_size
+        gradient_accumulation_steps=loop.micro_batches,
+        num_generations=rollout.rollouts_per_prompt,
+        num_iterations=loop.updates_per_rollout,
+        max_steps=loop.cycles * loop.updates_per_rollout,
+        learning_rate=loop.learning_rate,
+        adam_beta1=loop.adam_betas[0],
+        adam_beta2=loop.adam_betas[1],
+        weight_decay=loop.weight_decay,
+        max_grad_norm=loop.max_grad_norm,
+        beta=loop.kl_coefficient,
+        epsilon=loop.clip_epsilon,
+        seed=settings.seed,
+        bf16=getattr(settings.model, "dtype", None) == "bfloat16",
+        save_steps=min(loop.save_steps, loop.cycles) * loop.updates_per_rollout,
+        save_total_limit=2,
+        task="t2i",
+        version="uni",
+        mean_method="grpo",
+        cfg_scale=0.0,  # guidance is the sampler's, from rollout.guidance
+        max_prompt_length=None,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def published_config(settings: RunSettings) -> dict:
+    """What MaskGRPO as published has otherwise: guidance and warm-up are its own, images are rolled out one by one."""
+    return dict(
+        cfg_scale=settings.rollout.guidance,
+        generation_batch_size=1,
+        min_mask_rate=settings.method.min_mask_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=settings.loop.warmup_updates,
+    )
+
+
+def is_published(settings: RunSettings) -> bool:
+    """Whether the run is MaskGRPO as published; the micro model is not, whose ids its code does not know."""
+    return settings.method.name == "maskgrpo" and settings.model.name == "mmada"
+
+
+def published_problems(settings: RunSettings) -> list[str]:
+    """What MaskGRPO as published would not do, though the settings ask for it."""
+    rollout, found = settings.rollout, []
+    if (rollout.sampler, rollout.steps) != ("emerge", PUBLISHED_STEPS):
+        found.append(
+            f"MaskGRPO as published rolls out by emerge in {PUBLISHED_STEPS} steps, whatever rollout.sampler and "
+            "rollout.steps say; set them so, or take METHOD=maskgrpo-fixed"
+        )
+    if settings.loop.updates_per_rollout == 1:
+        found.append("MaskGRPO as published cannot run with one update (loop.updates_per_rollout)")
+    if settings.model.tuning != "lora":
+        found.append("MaskGRPO as published trains adapters only (model.tuning)")
+    return found
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(whole, key=steps_done)
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Optimizer steps behind a checkpoint, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def published_parts(settings: RunSettings, device: torch.device) -> dict:
+    """What MaskGRPO's entry script builds for the trainer, in its order: the global generator is part of the run."""
+    from models import MMadaModelLM
+    from peft import LoraConfig
+    from training.prompting_utils import UniversalPrompting
+    from transformers import AutoTokenizer, set_seed
+
+    section = settings.model
+    set_seed(settings.seed)
+    model = MMadaModelLM.from_pretrained(section.checkpoint, torch_dtype=getattr(torch, section.dtype)).to(device)
+    vq_model = magvit_class().from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(section.checkpoint, padding_side="left")
+    prompting = UniversalPrompting(tokenizer, max_text_len=section.prompt_length - 1, use_reserved_token=True)
+    model.config.use_cache = False
+    return dict(
+        model=model,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **section.lora_keywords()),
+        processing_class=prompting.text_tokenizer,
+        uni_processing_class=prompting,
+        vq_model=vq_model,
+    )
+
+
+class MaskGRPOLoop:
+    """See `TrainingLoop`."""
+
+    def __init__(self, run: Run, backbone: Backbone | None, trainer: "LoopTrainer", checkpoint: Path | None = None):
+        self.run, self.backbone, self.trainer, self.checkpoint = run, backbone, trainer, checkpoint
+
+    def train(self) -> None:
+        self.trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
+
+    def save_model(self, folder: Path) -> None:
+        self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(folder)
+
+
+def make_loop(settings: RunSettings) -> MaskGRPOLoop:
+    """MaskGRPO's trainer for a run, as published or with ours in it. Writes nothing.
+
+    Raises UserError for a missing or unpatched upstream, or settings that cannot be.
+    """
+    require_upstream()
+    from grpo.grpo_config import MaskGRPOConfig
+
+    from htgrpo_ext.maskgrpo.trainer import Canonical, ExtendedTrainer, PublishedTrainer
+
+    processes, published = int(os.environ.get("WORLD_SIZE", 1)), is_published(settings)
+    problems = settings.problems(processes) + (published_problems(settings) if published else [])
+    if problems:
+        raise UserError("\n".join(problems))
+    config = MaskGRPOConfig(**trainer_config(settings, processes) | (published_config(settings) if published else {}))
+    config.epsilon_high = None  # TRL 0.16 asks for it; MaskGRPO's configuration is older
+    run = prepare_run(settings)  # rewards are asked now: what follows takes minutes with real weights
+    shared = dict(args=config, train_dataset=CycleRows(settings, run.prompts))
+    if published:
+        return MaskGRPOLoop(run, None, PublishedTrainer(run, **shared, **published_parts(settings, config.device)))
+    backbone = load_backbone(settings.model, config.device, settings.seed)
+    backbone.model.eval()
+    forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
+    shim = Canonical(backbone.encode_prompts([""]).ids_BL.shape[1])
+    parts = dict(model=backbone.model, processing_class=shim, uni_processing_class=shim, vq_model=shim)
+    trainer = ExtendedTrainer(run, Extension(run, backbone, forward), **shared, **parts)
+    return MaskGRPOLoop(run, backbone, trainer)
+
+
+def start(settings: RunSettings, resume: bool = False) -> MaskGRPOLoop:
+    """A loop with its model loaded and its folder open. It resumes from the last checkpoint if it is asked to.
+
+    Raises UserError as `make_loop` does, and for a folder that holds a run.
+    """
+    require_upstream()
+    checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
+    loop = make_loop(settings)
+    loop.checkpoint = checkpoint
+    open_folder(loop.run, steps_done(checkpoint) // settings.loop.updates_per_rollout if checkpoint else 0)
+    return loop

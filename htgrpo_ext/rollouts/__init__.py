@@ -1,0 +1,1 @@
+"""Rollouts: finished images for prompts, with the generation order of their tokens."""

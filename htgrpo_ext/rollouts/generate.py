@@ -1,0 +1,40 @@
+"""Rollouts: prompts to finished images, with the unmask step of every token."""
+
+from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.sampler import SAMPLERS, Rollout, guided
+from htgrpo_ext.core.views import Prompts, RolloutBatch
+from htgrpo_ext.rollouts.settings import RolloutSettings
+
+
+def generate(
+    backbone: Backbone, forward: SharedForward, prompts: Prompts, draws: Draws, settings: RolloutSettings
+) -> Rollout:
+    """Sample one image for each of B prompt rows; `draws` holds the noise of just these rows.
+
+    Guidance runs the same canvas a second time without its prompt.
+    """
+    count = len(prompts.ids_BL)
+    nobody = backbone.unconditional().repeat(count)
+    logits = guided(
+        lambda codes_BN: forward.masked_logits(prompts, codes_BN),
+        lambda codes_BN: forward.masked_logits(nobody, codes_BN),
+        settings.guidance,
+    )
+    tokens = backbone.num_image_tokens
+    options = {} if settings.sampler == "emerge" else {"temperature": settings.temperature}
+    return SAMPLERS[settings.sampler](
+        logits,
+        lambda step: draws.uniform("rollout", step, shape=(2, tokens)),
+        (count, tokens),
+        settings.steps,
+        device=prompts.ids_BL.device,
+        **options,
+    )
+
+
+def mean_entropy(rollout: Rollout, batch: RolloutBatch) -> tuple[float, float]:
+    """Mean entropy in nats of the distributions that structure tokens, and refinement tokens, were drawn from."""
+    structure_BN = batch.rank_BN <= batch.structure_count
+    return rollout.entropy_BN[structure_BN].mean().item(), rollout.entropy_BN[~structure_BN].mean().item()

@@ -1,0 +1,258 @@
+"""What a configuration will do, found out without loading weights: updates, forwards, batches, memory.
+
+Forwards are measured, not computed: the first cycle's method, sampler, scoring and estimator run as in training, on
+a model that answers zeros and costs nothing.
+
+P prompts, G rollouts per prompt, B = P*G, N image tokens, V codebook, T denoising steps, K updates, U rows,
+M wanted positions.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from htgrpo_ext.backbones.sizes import Sizes
+from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.views import Prompts, Update
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.methods.htgrpo import HTGRPO
+from htgrpo_ext.rollouts.generate import generate
+from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
+
+KINDS = ("rollout", "old", "reference", "new")
+COST = {"rollout": 1, "old": 1, "reference": 1, "new": 3}  # of a row, in forwards: a backward counts as two
+ROLLOUT = "rollout, instead of the last two"
+STUB_CODES = 32  # the stub's codebook: enough that two rollouts hardly ever show the same codes
+
+
+class Device(NamedTuple):
+    """Accelerators of one kind; `flops` is the maker's figure for dense bfloat16."""
+
+    name: str
+    count: int
+    memory: int
+    flops: float
+
+
+UTILISATION = 0.4  # share of that figure that a forward reaches. Assumed, never measured here
+DEVICES = (Device("8 x A100-80G", 8, 80 * 10**9, 312e12), Device("1 x H200", 1, 141 * 10**9, 989e12))
+
+
+class PlannedUpdate(NamedTuple):
+    """Update k: its supports' smallest and largest size over the rollouts, and its views."""
+
+    stage: str
+    rate: float | None  # gamma, of HT-GRPO
+    smallest: int
+    largest: int
+    views: int
+
+
+class Plan(NamedTuple):
+    """Rows are forwards of one row of prompt and image, over one cycle of all P prompts."""
+
+    settings: RunSettings
+    updates: list[PlannedUpdate]
+    naive: dict[str, int]  # rows by kind if every rollout, view and update had its own, old and reference included
+    rows: dict[str, int]  # rows by kind as they are run
+    rows_at_once: int  # most rows with gradient that one micro-batch holds
+    memory: dict[str, int]  # bytes by part
+    sizes: Sizes
+
+    def cost(self, rows: dict[str, int]) -> int:
+        """Rows with the backward included, in units of one forward."""
+        return sum(COST[kind] * rows[kind] for kind in KINDS)
+
+    def peak_memory(self) -> int:
+        """Bytes; rollout and update do not happen at the same time."""
+        last = self.memory["logits"] + self.memory["activations"]
+        rest = sum(size for part, size in self.memory.items() if part != ROLLOUT) - last
+        return rest + max(last, self.memory.get(ROLLOUT, 0))
+
+
+class Simulated(NamedTuple):
+    """One cycle without a model."""
+
+    updates: list[Update]
+    rows: dict[str, int]  # by kind
+    rows_at_once: int  # most rows with gradient that one micro-batch holds
+    positions_at_once: int  # most positions with gradient whose logits one micro-batch holds
+
+
+class StubBackbone:
+    """A backbone that answers zeros and runs nothing."""
+
+    codebook_size = STUB_CODES
+    mask_id = -1  # no prompt has it
+
+    def __init__(self, prompts: Prompts, nobody: Prompts, num_image_tokens: int):
+        self.prompts, self.nobody, self.num_image_tokens = prompts, nobody, num_image_tokens
+        self.positions = 0  # asked for so far
+
+    def unconditional(self) -> Prompts:
+        return self.nobody
+
+    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
+        self.positions += (count := int(wanted_UN.sum()))
+        return torch.zeros(count, STUB_CODES)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        yield
+
+
+@torch.no_grad()
+def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
+    """The first cycle; `backbone` holds its P prompts."""
+    method, loop, G = settings.method, settings.loop, settings.rollout.rollouts_per_prompt
+    K, A, P = loop.updates_per_rollout, loop.micro_batches, settings.rollout.prompts_per_cycle
+    forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
+    rows, draws = backbone.prompts.repeat(G), Draws(settings.seed, 0, range(P), G)
+    rollout = generate(backbone, forward, rows, draws, settings.rollout)
+    updates = plan_updates(settings, rollout, rows, draws)[1]
+    most_rows = most_positions = 0
+    scored = score_micro_batches(settings, backbone, forward, rows, rollout.codes_BN, updates)
+    for a, (_, scores) in enumerate(scored):
+        for k in range(K):
+            rows_before, positions_before = forward.rows["new"], backbone.positions
+            scores.of(method.update_index(k, a, A, K))
+            most_rows = max(most_rows, forward.rows["new"] - rows_before)
+            most_positions = max(most_positions, backbone.positions - positions_before)
+    return Simulated(updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions)
+
+
+def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
+    """Rows by kind for code that shares nothing: one per rollout, view and update; old and reference in passes."""
+    rollout, kl = settings.rollout, settings.loop.kl_coefficient > 0
+    scored = sum(int((view.target_BN > 0).any(-1).sum()) for update in updates for view in update.views)
+    passes = 2 if rollout.guidance else 1
+    images = rollout.prompts_per_cycle * rollout.rollouts_per_prompt
+    return {"rollout": images * rollout.steps * passes, "old": scored, "reference": scored * kl, "new": scored}
+
+
+def plan(settings: RunSettings, processes: int = 1) -> Plan:
+    """Plan a run: simulate the first cycle of one of its processes, and estimate its memory.
+
+    Raises UserError if the batch does not divide by the processes, or for a config.json that cannot be used.
+    """
+    if problems := settings.problems(processes):
+        raise UserError("\n".join(problems))
+    rollout = settings.rollout.model_copy(update={"prompts_per_cycle": settings.rollout.prompts_per_cycle // processes})
+    settings = settings.model_copy(update={"rollout": rollout})
+    backbone = StubBackbone(*settings.model.planned_prompts(rollout.prompts_per_cycle), settings.model.num_image_tokens)
+    updates, rows, at_once, positions = simulate(settings, backbone)
+    sizes = settings.model.sizes()
+    memory = sizes.memory(at_once, positions, settings.loop.batch_size)
+    if settings.model.on_accelerators:
+        memory[ROLLOUT] = sizes.rollout_memory(rollout.prompts_per_cycle * rollout.rollouts_per_prompt)
+    return Plan(settings, _planned(settings, updates), naive_rows(settings, updates), rows, at_once, memory, sizes)
+
+
+def _planned(settings: RunSettings, updates: list[Update]) -> list[PlannedUpdate]:
+    method, rates = settings.method, [None] * len(updates)
+    if isinstance(method, HTGRPO):
+        rates = [rate for _, rate in method.sampling_rates()]
+    planned = []
+    for update, rate in zip(updates, rates, strict=True):
+        size_B = (update.target_BN > 0).sum(-1)
+        planned.append(PlannedUpdate(update.stage, rate, int(size_B.min()), int(size_B.max()), len(update.views)))
+    return planned
+
+
+def print_plan(settings: RunSettings) -> None:
+    """Print the plan of a run: stages, supports, forwards, batch algebra, memory; for the 8B models by device."""
+    large = settings.model.on_accelerators
+    devices = [d for d in DEVICES if not settings.problems(d.count)] if large else []
+    by_device = {device: plan(settings, device.count) for device in devices}
+    planned, console = next(iter(by_device.values()), None) or plan(settings), Console(highlight=False)
+    loop, rollout = settings.loop, planned.settings.rollout  # of one process
+    P, G, K = settings.rollout.prompts_per_cycle, rollout.rollouts_per_prompt, loop.updates_per_rollout
+
+    updates = _table(f"{settings.run_name}: the {K} updates of a cycle", "update", "stage", "gamma", "support", "views")
+    for k, update in enumerate(planned.updates, 1):
+        size = str(update.smallest) if update.smallest == update.largest else f"{update.smallest}-{update.largest}"
+        rate = "" if update.rate is None else f"{update.rate:.3f}"
+        updates.add_row(str(k), update.stage, rate, size, str(update.views))
+    console.print(updates)
+
+    forwards = _table("forwards per prompt and cycle, in rows", "", *KINDS, "scoring", "cost")
+    for name, rows in (("unshared", planned.naive), ("run", planned.rows)):
+        scoring = sum(rows[kind] for kind in KINDS[1:])
+        counts = (*(rows[kind] for kind in KINDS), scoring, planned.cost(rows))
+        forwards.add_row(name, *(f"{count / rollout.prompts_per_cycle:.1f}".removesuffix(".0") for count in counts))
+    console.print(forwards)
+    print("unshared: a row for every rollout, view and update; run: equal rows shared, as measured")
+    print("scoring: old + reference + new; cost: all, with a new row counted three times for its backward\n")
+
+    images, micro = P * G, P // loop.micro_batches
+    print(f"batch    {P} prompts x {G} rollouts = {images} images a cycle")
+    print(f"         a step takes {loop.micro_batches} x {micro} prompts = {images} images (micro-batches x prompts)")
+    print(
+        f"         {K} steps a cycle, {K * loop.cycles} in {loop.cycles} cycles; {images * loop.cycles} images in all\n"
+    )
+    if large:
+        _print_devices(by_device, console)
+    else:
+        _print_memory(planned)
+
+
+def _print_memory(planned: Plan) -> None:
+    for part, size in (*planned.memory.items(), ("together", sum(planned.memory.values()))):
+        print(f"{'memory' if part == 'weights' else '':9}{part:24}{size / 2**20:9.1f} MiB")
+    print(
+        f"         An estimate, fp32, for the {planned.rows_at_once} rows a micro-batch holds for its backward.\n"
+        "         logits: positions x V, twice (softmax). activations: 9 widths and 4 feed-forward\n"
+        "         widths per layer and position. Not counted: Python, libraries, rollouts."
+    )
+
+
+def seconds(planned: Plan, device: Device) -> dict[str, float]:
+    """Of one cycle by part, at `UTILISATION` of the device's figure; rewards, decoding and the optimizer left out."""
+    rows, second = planned.rows, planned.sizes.row_flops() / (UTILISATION * device.flops)
+    parts = {"rollout": rows["rollout"], "score": rows["old"] + rows["reference"]}
+    parts["update"] = rows["new"] * planned.sizes.new_cost()
+    return {part: count * second for part, count in parts.items()}
+
+
+def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:
+    """Memory and time on one device of each kind."""
+    table = _table("memory of one device, and time of a cycle; estimates", "", *(d.name for d in by_device))
+    plans = list(by_device.values())
+    for part in plans[0].memory:
+        table.add_row(part, *(f"{p.memory[part] / 1e9:.1f} GB" for p in plans))
+    peaks = [p.peak_memory() for p in plans]
+    share = [f"{peak / 1e9:.1f} of {d.memory / 1e9:.0f} GB" for d, peak in zip(by_device, peaks, strict=True)]
+    table.add_row("peak", *share)
+    for part in ("rollout", "score", "update"):
+        table.add_row(f"{part}, s", *(f"{seconds(p, d)[part]:.1f}" for d, p in by_device.items()))
+    together = [sum(seconds(p, d).values()) for d, p in by_device.items()]
+    table.add_row("cycle, s", *(f"{s:.1f}" for s in together))
+    cycles = plans[0].settings.loop.cycles
+    table.add_row(f"{cycles} cycles, days", *(f"{s * cycles / 86400:.1f}" for s in together))
+    console.print(table)
+    for planned, device in zip(plans, by_device, strict=True):
+        if planned.peak_memory() > device.memory:
+            print(f"DOES NOT FIT {device.name}: see what of it loop.micro_batches, model.activation_checkpointing and")
+            print("             rollout.prompts_per_cycle change")
+    sizes = plans[0].sizes
+    if sizes.source:
+        print(f"sizes    {sizes.source}")
+    print(f"row      {sizes.sequence} positions, {sizes.row_flops() / 1e12:.1f} TFLOP forward;", end=" ")
+    print(f"a new row costs {sizes.new_cost()} forwards")
+    print(f"time     {UTILISATION:.0%} of the maker's dense bfloat16 figure, assumed; without rewards and decoding")
+    print(f"memory   for {' and '.join(str(p.rows_at_once) for p in plans)} rows held at once; without fragmentation")
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("", "stage") else "right")
+    return table

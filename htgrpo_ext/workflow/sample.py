@@ -1,0 +1,93 @@
+"""Images for prompts, as PNGs that say how they were made; and, on request, the order in which they came about.
+
+B images, N image tokens, H rows of W.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from htgrpo_ext.backbones import load_backbone
+from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.order import generation_rank
+from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.pixels import to_image
+from htgrpo_ext.report.figures import contact_sheet
+from htgrpo_ext.rollouts.generate import generate
+from htgrpo_ext.settings import RunSettings
+
+GREY = 128  # of what is still masked
+FRAME_WIDTH, COLUMNS = 160, 6  # pixels of a canvas in the strip, canvases in a row
+
+
+def sample(
+    settings: RunSettings,
+    prompts: Sequence[str],
+    count: int,
+    seed: int,
+    out: Path,
+    adapter: Path | None = None,
+    trace: bool = False,
+) -> list[Path]:
+    """Write `count` images for each prompt into `out`; returns their paths, a prompt's images side by side.
+
+    adapter  folded into the model first
+    trace    beside each image also NAME.order.png, the rank of each token from dark (first) to bright (last), and
+             NAME.steps.png, the canvas after each step: the finished image where tokens are there, grey elsewhere
+    The noise depends on the seed and on the prompt's place, so more prompts or another batch size change no image.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_backbone(settings.model, device, frozen=True, adapter=adapter)
+    backbone.model.eval()
+    backbone.prepare_decoder()  # what is missing for pixels is said now, not after a long rollout
+    forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
+    rows = backbone.encode_prompts(prompts).repeat(count)
+    rollout = generate(backbone, forward, rows, Draws(seed, "sample", range(len(prompts)), count), settings.rollout)
+    pixels_B3HW, rank_BN = backbone.decode(rollout.codes_BN).cpu(), generation_rank(rollout.unmask_step_BN).cpu()
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for b, pixels in enumerate(pixels_B3HW):
+        prompt, i = prompts[b // count], b % count
+        slug = re.sub(r"\W+", "-", prompt).strip("-")[:40] or "empty"
+        path = out / f"{b // count:03d}-{slug}-{i}.png"
+        image, information = to_image(pixels), PngInfo()
+        made = {"model": settings.model.model_dump(mode="json"), "rollout": settings.rollout.model_dump(mode="json")}
+        made |= {"adapter": str(adapter) if adapter else None, "image": i, "place": b // count}
+        for key, value in {"prompt": prompt, "seed": str(seed), "settings": json.dumps(made)}.items():
+            information.add_text(key, value)
+        image.save(path, pnginfo=information)
+        paths.append(path)
+        if trace:
+            order_image(rank_BN[b], backbone.grid, image.size).save(path.with_suffix(".order.png"))
+            strip(image, rollout.unmask_step_BN[b].cpu(), backbone.grid, settings.rollout.steps).save(
+                path.with_suffix(".steps.png")
+            )
+    return paths
+
+
+def order_image(rank_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Ranks 1..N as colours, dark first, on a picture of `size` pixels (width, height)."""
+    from matplotlib import colormaps
+
+    share_HW = (rank_N.view(grid).numpy() - 1) / max(rank_N.numel() - 1, 1)
+    colours = (colormaps["viridis"](share_HW)[..., :3] * 255).round().astype(np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
+
+
+def strip(image: Image.Image, step_N: Tensor, grid: tuple[int, int], steps: int) -> Image.Image:
+    """The canvas after each of the steps, each with its number and the tokens that are there."""
+    step_HW, frames, captions = step_N.view(grid).numpy(), [], []
+    for step in range(steps):
+        there_HW = step_HW <= step
+        mask = Image.fromarray((there_HW * 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+        frame = Image.composite(image, Image.new("RGB", image.size, (GREY,) * 3), mask)
+        frames.append(frame.resize((FRAME_WIDTH, round(FRAME_WIDTH * image.height / image.width))))
+        captions.append(f"{step + 1}: {there_HW.sum()} tokens")
+    return contact_sheet(frames, min(COLUMNS, steps), captions)

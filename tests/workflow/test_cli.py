@@ -1,0 +1,110 @@
+"""The command as a user meets it: what it calls, and how it fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.command import run
+from helpers.paths import ROOT
+from htgrpo_ext import cli
+
+FILES = ["configs/model/micro.yaml", "configs/method/htgrpo.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "htgrpo_ext.cli", "train", *FILES, "--set", "method.structure_ration=0.2"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "error: --set method.structure_ration=0.2: unknown key `structure_ration` (did you mean `structure_ratio`?)\n"
+    )
+
+
+def test_two_mistakes_are_two_lines(monkeypatch, capsys):
+    code = run(monkeypatch, "plan", *FILES, "nowhere.yaml", "--set", "loop.cycles=0", "--set", "x")
+    assert code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: nowhere.yaml: no such file",
+        "error: --set x: expected key=value, such as loop.cycles=2",
+    ]
+
+
+def test_plan_prints_the_plan(monkeypatch, capsys):
+    assert run(monkeypatch, "plan", *FILES, "--set", "rollout.prompts_per_cycle=2") == 0
+    assert "micro-htgrpo-s0: the 8 updates of a cycle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_train_passes_settings_and_resume_on(monkeypatch, resume):
+    from htgrpo_ext.workflow import train
+
+    calls = []
+    monkeypatch.setattr(train, "train", lambda settings, loop, resume: calls.append((settings, loop, resume)))
+    arguments = [*FILES, "configs/ablation/a3-up.yaml", "--set", "seed=5", "--set", "loop.cycles=3"]
+    assert run(monkeypatch, "train", *arguments, *["--resume"] * resume) == 0
+    [(settings, loop, resumed)] = calls
+    assert (settings.run_name, settings.loop.cycles, loop, resumed) == ("micro-a3-up-s5", 3, "native", resume)
+
+
+def test_pretrain_passes_everything_on(monkeypatch, tmp_path):
+    from htgrpo_ext.backbones.micro import pretrain
+
+    calls = []
+    monkeypatch.setattr(pretrain, "pretrain", lambda *args, **kwargs: calls.append((args, kwargs)))
+    arguments = ["--out", str(tmp_path), "--seed", "4", "--steps", "7", "--placement", "free"]
+    assert run(monkeypatch, "pretrain-micro", *arguments) == 0
+    assert calls == [((tmp_path, 4, 7), {"placement": "free"})]
+
+
+def test_compare_finds_methods_by_name_or_path(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("method: {name: d1}")
+    assert cli.method_files(f"htgrpo, {mine}") == [Path("configs/method/htgrpo.yaml"), mine]
+
+
+def test_compare_lists_the_methods_when_one_is_unknown(monkeypatch, capsys):
+    assert run(monkeypatch, "compare", FILES[0], "--methods", "htgrpo,ppo") == 2
+    assert capsys.readouterr().err == (
+        "error: unknown method `ppo` (one of agrpo, d1, htgrpo, maskgrpo, maskgrpo-fixed, tracegrpo, unigrpo)\n"
+    )
+
+
+def test_report_of_no_run_says_so(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "report", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: no finished run there (summary.json is missing)\n"
+
+
+def test_control_c_ends_without_a_traceback(monkeypatch, capsys):
+    from htgrpo_ext.workflow import plan
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "print_plan", interrupted)
+    assert run(monkeypatch, "plan", *FILES) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("MODEL=none", "unknown MODEL `none` (one of: lumina micro mmada)"),
+        ("METHOD=ppo", "unknown METHOD `ppo` (one of: agrpo d1 htgrpo maskgrpo maskgrpo-fixed tracegrpo unigrpo)"),
+    ],
+)
+def test_make_lists_what_there_is(variable, line):
+    # -n: the check comes before any recipe, so that nothing is set up or run.
+    done = subprocess.run(["make", "-n", "train", variable], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and line in done.stderr

@@ -1,0 +1,181 @@
+"""The plan's numbers, counted by hand. P prompts, G rollouts, K updates, T steps; rows are per prompt and cycle."""
+
+import pytest
+
+from helpers.paths import CONFIGS
+from htgrpo_ext.config import load_settings
+from htgrpo_ext.core.views import Prompts
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.workflow.plan import KINDS, StubBackbone, naive_rows, plan, print_plan, simulate
+
+P, G, K, T = 2, 3, 8, 4
+
+
+def settings_of(method: str, *overrides: str) -> RunSettings:
+    sizes = [f"rollout.prompts_per_cycle={P}", f"rollout.rollouts_per_prompt={G}", f"rollout.steps={T}"]
+    files = [CONFIGS / "model/micro.yaml", CONFIGS / f"method/{method}.yaml"]
+    return load_settings(files, [*sizes, *overrides])
+
+
+def wide_backbone(num_image_tokens: int = 20_000) -> StubBackbone:
+    """So many tokens that two random masks are never the same, not even at a ratio of 0.999."""
+    import torch
+
+    ids = torch.tensor([[0, 1, p + 2, 9] for p in range(P + 1)])
+    prompts = Prompts(ids, ids > 0, ids > 1)
+    return StubBackbone(prompts.rows(slice(P)), prompts.rows(slice(P, P + 1)), num_image_tokens)
+
+
+def rows_per_prompt(settings: RunSettings) -> dict[str, float]:
+    return {kind: n / P for kind, n in simulate(settings, wide_backbone())[1].items()}
+
+
+@pytest.mark.parametrize("tokens", [64, 20_000])
+def test_htgrpo_scores_a_prompt_in_k_plus_one_rows(tokens):
+    rows = simulate(settings_of("htgrpo"), wide_backbone(tokens))[1]
+    assert [rows[kind] / P for kind in KINDS[1:]] == [0, 1, K]
+
+
+def test_htgrpo_without_kl_needs_no_reference():
+    assert rows_per_prompt(settings_of("htgrpo", "loop.kl_coefficient=0"))["reference"] == 0
+
+
+def test_maskgrpo_scores_a_prompt_in_3kg_rows():
+    rows = rows_per_prompt(settings_of("maskgrpo"))
+    assert [rows[kind] for kind in KINDS[1:]] == [K * G, K * G, K * G]
+
+
+def test_maskgrpo_fixed_takes_pi_old_of_the_first_update_from_its_own_forward():
+    rows = rows_per_prompt(settings_of("maskgrpo-fixed"))
+    assert [rows[kind] for kind in KINDS[1:]] == [(K - 1) * G, K * G, K * G]
+
+
+def test_tracegrpo_runs_every_view_of_every_update():
+    """Its first view shows nothing: one row for all G. Old is free and the reference the same for all updates."""
+    rows = rows_per_prompt(settings_of("tracegrpo"))
+    views = 1 + (T - 1) * G
+    assert [rows[kind] for kind in KINDS[1:]] == [0, views, K * views]
+
+
+def test_unshared_every_method_costs_three_passes_over_its_views():
+    for method, views in {"htgrpo": 1, "maskgrpo": 1, "maskgrpo-fixed": 1, "d1": 1, "tracegrpo": T, "agrpo": 2}.items():
+        settings = settings_of(method)
+        naive = naive_rows(settings, simulate(settings, wide_backbone())[0])
+        assert naive == {"rollout": P * G * T} | dict.fromkeys(KINDS[1:], P * G * K * views), method
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_micro_batches_change_the_rows_held_at_once_and_not_those_run(micro_batches):
+    _, rows, at_once, positions = simulate(
+        settings_of("htgrpo", f"loop.micro_batches={micro_batches}"), wide_backbone()
+    )
+    assert rows["new"] == K * P and at_once == P // micro_batches
+    assert positions == at_once * 20_000  # the first update asks for every position of its row
+
+
+def test_the_first_sampler_step_is_one_row_a_prompt_and_guidance_adds_one_for_all():
+    settings = settings_of("htgrpo", "rollout.guidance=0")
+    assert simulate(settings, wide_backbone())[1]["rollout"] == P * (1 + (T - 1) * G)
+    guided = simulate(settings_of("htgrpo", "rollout.guidance=3.5"), wide_backbone())[1]["rollout"]
+    assert guided == P * (1 + (T - 1) * G) + 1 + P * (T - 1) * G
+    assert naive_rows(settings_of("htgrpo", "rollout.guidance=3.5"), [])["rollout"] == 2 * P * G * T
+
+
+def test_the_updates_of_htgrpo_are_those_of_the_paper():
+    planned = plan(settings_of("htgrpo"))
+    assert [u.stage for u in planned.updates] == ["global"] * 2 + ["structure"] * 4 + ["refinement"] * 2
+    assert [u.rate for u in planned.updates] == pytest.approx([1, 0.5, 1, 5 / 6, 4 / 6, 0.5, 1, 0.5])
+    # N = 64, N_s = round(19.2) = 19: ceil of 64, 32; 19, 15.8, 12.7, 9.5; 45, 22.5
+    sizes = [64, 32, 19, 16, 13, 10, 45, 23]
+    assert [(u.smallest, u.largest) for u in planned.updates] == [(n, n) for n in sizes]
+    assert all(u.views == 1 for u in planned.updates)
+
+
+def test_the_cost_counts_a_new_row_three_times():
+    planned = plan(settings_of("htgrpo"))
+    rollout, old, reference, new = (planned.rows[kind] for kind in KINDS)
+    assert planned.cost(planned.rows) == rollout + old + reference + 3 * new
+
+
+def test_memory_counts_what_is_trained():
+    full, lora = (plan(settings_of("htgrpo", f"model.tuning={tuning}")).memory for tuning in ("full", "lora"))
+    # AdamW keeps two numbers a weight; full fine-tuning copies the reference, adapters are switched off instead.
+    assert full["gradients"] == full["weights"] == full["frozen reference copy"] == full["AdamW's two moments"] / 2
+    assert lora["frozen reference copy"] == 0
+    # rank 16 on 4 blocks of q, k, v, out (128 x 128) and three of 128 x 400, fp32
+    assert lora["gradients"] == 4 * 16 * (4 * (128 + 128) + 3 * (128 + 400)) * 4
+    assert lora["weights"] == full["weights"] + lora["gradients"]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("method/*.yaml")), ids=lambda f: f.stem)
+def test_every_method_can_be_planned(file, capsys):
+    print_plan(settings_of(file.stem, "rollout.prompts_per_cycle=4"))
+    printed = capsys.readouterr().out
+    assert "4 prompts x 3 rollouts = 12 images a cycle" in printed
+    assert "320 in 40 cycles; 480 images in all" in printed
+
+
+def test_the_printed_plan_shows_k_plus_one(capsys):
+    print_plan(settings_of("htgrpo"))
+    run = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["run"])
+    assert run.split()[2:6] == ["0", "1", str(K), str(K + 1)]
+
+
+def large(model: str, method: str, *overrides: str) -> RunSettings:
+    return load_settings([CONFIGS / f"model/{model}.yaml", CONFIGS / f"method/{method}.yaml"], overrides)
+
+
+def test_the_8b_models_are_planned_without_a_checkpoint(capsys):
+    """Numbers by hand, of width 4096, 32 layers, feed-forward 12,288, in bfloat16 with rank 128 on all of a block."""
+    planned = plan(large("mmada", "htgrpo"), processes=8)
+    blocks = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
+    adapters = 32 * 128 * (4 * (4096 + 4096) + 3 * (4096 + 12288))
+    sizes = planned.sizes
+    assert sizes.in_blocks == blocks and sizes.trained == adapters
+    assert sizes.parameters == blocks + 2 * 134656 * 4096 + (2 * 32 + 1) * 4096
+    assert sizes.sequence == 257 + 1 + 1024 + 1
+    assert planned.memory["weights"] == 2 * sizes.parameters + 4 * adapters
+    assert planned.memory["gradients"] == 4 * adapters == planned.memory["AdamW's two moments"] / 2
+    assert planned.memory["frozen reference copy"] == 0
+    # one prompt a micro-batch, so one row: inputs of 32 blocks, and one block whole, with float32 inputs of adapters
+    block = 2 * (9 * 4096 + 4 * 12288) + 4 * (6 * 4096 + 12288)
+    assert planned.memory["activations"] == 1283 * (32 * 4096 * 2 + block)
+    assert planned.memory["logits"] == 2 * 1024 * 8192 * (4 + 2)
+    flops = 2 * (blocks + adapters) * 1283 + 4 * 1283**2 * 4096 * 32 + 2 * 1024 * 4096 * 8192
+    assert sizes.row_flops() == pytest.approx(flops)
+    assert sizes.new_cost() == 3  # forward, recomputed forward, gradient of inputs; adapters' own is small
+
+    print_plan(large("mmada", "htgrpo"))
+    printed = capsys.readouterr().out
+    assert "8 x A100-80G" in printed and "1 x H200" in printed
+    assert "checkpoints/mmada-8b-base is not there: LLaDA-8B's sizes" in printed
+
+
+def test_sizes_come_from_the_checkpoint_where_there_is_one(lumina_folder, capsys):
+    size = ["model.height=48", "model.width=80", "rollout.prompts_per_cycle=2", "rollout.rollouts_per_prompt=2"]
+    settings = large("lumina", "htgrpo", f"model.checkpoint={lumina_folder}", *size)
+    planned = plan(settings)
+    assert planned.sizes.source is None
+    assert planned.sizes.in_blocks == 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert planned.sizes.sequence == 256 + 3 * 6 + 4
+    print_plan(settings)  # 2 prompts do not divide by 8 processes: one device only
+    printed = capsys.readouterr().out
+    assert "1 x H200" in printed and "8 x A100" not in printed
+
+
+def test_without_checkpointing_or_adapters_an_update_costs_otherwise():
+    assert plan(large("mmada", "htgrpo", "model.activation_checkpointing=false"), 8).sizes.new_cost() == 2
+    full = plan(large("mmada", "htgrpo", "model.tuning=full"), 8)
+    assert full.sizes.new_cost() == 4
+    assert full.memory["weights"] == full.memory["gradients"] == full.memory["frozen reference copy"]
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match="16 prompts a cycle do not divide into 3 processes"):
+        plan(large("mmada", "htgrpo"), processes=3)
+
+
+def test_a_broken_checkpoint_is_refused_and_not_taken_for_a_missing_one(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint there"):
+        plan(large("mmada", "htgrpo", f"model.checkpoint={tmp_path}"), processes=8)
