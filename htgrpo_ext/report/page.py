@@ -7,9 +7,7 @@ Q prompts, I images per prompt, N image tokens, K updates.
 
 import base64
 import io
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -42,7 +40,7 @@ FORWARD_KINDS = {
     "reference": "log-probabilities of the reference policy",
     "new": "log-probabilities with gradient",
 }
-MAP_CELL = 16  # units of a map's side per token
+CELL = 16  # units of a map's side per token
 NUMBERED_COLUMNS = 16  # a map with more columns has no room for numbers
 VEIL = "fill:var(--card);opacity:.88"  # over tokens outside a support set
 
@@ -64,6 +62,7 @@ def write_report(folder: Path) -> Path:
             curves=curves(*read_metrics(folder)),
             rollout=rollout and _shown(rollout, config["method"].get("structure_ratio", 0.3)),
             forward_kinds=FORWARD_KINDS,
+            cell=CELL,
             configuration=(folder / "config.yaml").read_text(),
         )
     )
@@ -124,76 +123,47 @@ def _before_and_after(folder: Path, benchmark: Benchmark) -> list[tuple[str, lis
 # --- one rollout -----------------------------------------------------------------------------------------------
 
 
-class Layer(NamedTuple):
-    """Tokens of a map that are painted alike."""
-
-    path: str  # of an SVG
-    style: str  # CSS
-
-
-class TokenMap(NamedTuple):
-    """A drawing laid over the rollout's picture."""
-
-    title: str
-    note: str
-    layers: list[Layer]
-    numbered: bool = False  # with each token's rank
-
-
 def _shown(rollout: ShownRollout, structure_ratio: float) -> dict:
-    """What the page shows of a rollout: prompt, reward and picture; maps of its ranks and of its support sets."""
-    structure, columns, stages = structure_count(len(rollout.rank_N), structure_ratio), rollout.grid[1], rollout.stages
-    outlines = _outlines(rollout.rank_N, structure, columns)
-    maps = [
-        TokenMap("The picture", "", []),
-        TokenMap("Rank", "dark: first, light: last", [*_ranks(rollout.rank_N, columns), outlines], True),
-        TokenMap("Structure tokens", f"the first {structure}", [outlines]),
-    ]
+    """What the page shows of a rollout: prompt, reward, picture, and maps of its ranks and of its support sets.
+
+    A map lies over the picture: title, note, layers, and whether ranks are written on it. A layer is the SVG path of
+    tokens that are painted alike, and its style.
+    """
+    rank_N, columns, stages = rollout.rank_N, rollout.grid[1], rollout.stages
+    structure = structure_count(len(rank_N), structure_ratio)
+    style = f"fill:none;stroke:{STAGE_COLORS['structure']};stroke-width:1.6"
+    outlines = (_squares(rank_N <= structure, columns, inset=0.8), style)
+    colors = map(to_hex, matplotlib.colormaps["viridis"](np.sort(rank_N) / len(rank_N)))
+    ranks = [(_squares(rank_N == i, columns), f"fill:{color};opacity:.8") for i, color in enumerate(colors, 1)]
     supports = []
     for k, (stage, support_N) in enumerate(zip(stages, rollout.supports_KN, strict=True)):
         title = f"{stage} {stages[:k].count(stage) + 1}/{stages.count(stage)}"
         layers = _support(support_N, STAGE_COLORS.get(stage, OTHER_STAGE), columns)
-        supports.append(TokenMap(title, f"{np.count_nonzero(support_N)} tokens", layers))
-    numbers = [
-        {"x": (place % columns + 0.5) * MAP_CELL, "y": (place // columns + 0.5) * MAP_CELL + 2.2, "rank": rank}
-        | {"ink": "#fff" if rank < 0.7 * len(rollout.rank_N) else "#222"}
-        for place, rank in enumerate(rollout.rank_N.tolist())
-    ]
+        supports.append((title, f"{np.count_nonzero(support_N)} tokens", layers, False))
     return {
         "prompt": rollout.prompt,
         "reward": rollout.reward,
         "picture": rollout.picture,
-        "size": [MAP_CELL * length for length in rollout.grid],
+        "grid": rollout.grid,
+        "ranks": rank_N.tolist(),
         "structure": structure,
-        "maps": maps,
-        "numbers": numbers if columns <= NUMBERED_COLUMNS else [],
+        "maps": [
+            ("The picture", "", [], False),
+            ("Rank", "dark: first, light: last", [*ranks, outlines], columns <= NUMBERED_COLUMNS),
+            ("Structure tokens", f"the first {structure}", [outlines], False),
+        ],
         "supports": supports,
     }
 
 
-def _squares(places: Iterable[int], columns: int, inset: float = 0) -> str:
-    side = MAP_CELL - 2 * inset
-    corners = ((place % columns * MAP_CELL + inset, place // columns * MAP_CELL + inset) for place in places)
-    return "".join(f"M{x} {y}h{side}v{side}h-{side}z" for x, y in corners)
+def _squares(chosen_N: NDArray, columns: int, inset: float = 0) -> str:
+    side = CELL - 2 * inset
+    corners = (divmod(place, columns) for place in np.flatnonzero(chosen_N).tolist())
+    return "".join(f"M{CELL * x + inset} {CELL * y + inset}h{side}v{side}h-{side}z" for y, x in corners)
 
 
-def _ranks(rank_N: NDArray, columns: int) -> list[Layer]:
-    colors = matplotlib.colormaps["viridis"](rank_N / len(rank_N))
-    return [Layer(_squares([n], columns), f"fill:{to_hex(color)};opacity:.8") for n, color in enumerate(colors)]
-
-
-def _outlines(rank_N: NDArray, structure: int, columns: int) -> Layer:
-    style = f"fill:none;stroke:{STAGE_COLORS['structure']};stroke-width:1.6"
-    return Layer(_squares(np.flatnonzero(rank_N <= structure).tolist(), columns, inset=0.8), style)
-
-
-def _support(support_N: NDArray, color: str, columns: int) -> list[Layer]:
+def _support(support_N: NDArray, color: str, columns: int) -> list[tuple[str, str]]:
     """The tokens of a support set in the stage's colour, paler where others count more; the rest is veiled."""
     most = max(1, int(support_N.max()))
-    return [
-        Layer(
-            _squares(np.flatnonzero(support_N == times).tolist(), columns),
-            f"fill:{color};opacity:{0.25 + 0.4 * times / most:.2f}" if times else VEIL,
-        )
-        for times in np.unique(support_N).tolist()
-    ]
+    styles = {n: f"fill:{color};opacity:{0.25 + 0.4 * n / most:.2f}" if n else VEIL for n in set(support_N.tolist())}
+    return [(_squares(support_N == times, columns), style) for times, style in styles.items()]
