@@ -135,7 +135,7 @@ def _ratios(axes: Axes, updates: Sequence[dict], keys: Keys) -> None:
     _by_stage(axes, updates, keys)
     low, high = axes.get_ylim()
     if high < 10 * low:  # within a factor of ten a logarithmic axis has too few ticks of its own
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
 
