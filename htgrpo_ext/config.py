@@ -1,10 +1,9 @@
 """YAML files and `--set` to one checked `RunSettings`; every mistake one line that names key and file.
 
-Files are merged left to right: mappings key by key, everything else replaced. A `method` or `model` of another name
-replaces the whole section, because its keys mean something else.
+Files are merged left to right: mappings key by key, everything else replaced. A `method`, `model` or `eval` of another
+name replaces the whole section, because its keys mean something else.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import write_atomically
 from htgrpo_ext.settings import CHOICES, RunSettings
 
 Keys = tuple[str, ...]  # a place in the settings: ("method", "rates", "global")
@@ -82,11 +82,8 @@ def read_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 def save_settings(settings: RunSettings, path: Path) -> None:
     """Write the resolved settings as YAML that `load_settings` reads back; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     # Escaped, not as it is: YAML reads some characters, such as U+0085, as ends of lines.
-    partial.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    os.replace(partial, path)
+    write_atomically(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 def _read_file(name: str) -> dict:
