@@ -1,17 +1,17 @@
-"""What dynamic batching gains: clients that ask one image at a time, batches of up to B against one by one.
+"""What dynamic batching gains: clients that send one image at a time, scored in batches of up to B or one by one.
 
     .venv/bin/python benchmarks/reward_server.py [--pairs P] [--clients C] [--requests R] [--batch-size B]
 
-Two servers of each reward, both `htgrpo serve-reward` on the CPU, one with --batch-size 1. C clients in this process
-ask one of them R times each, the next request when the answer to the last has come; then the other. The two take turns
-in being first, and each pair gives one ratio; what is printed are medians over the pairs, and the smallest and the
-largest ratio. Rewards, with random weights where there are any:
+Each reward has two servers, both `htgrpo serve-reward` on the CPU, one with --batch-size 1. C clients in this process
+send R requests each to one of them, the next when the reply to the last has come; then to the other. The two take turns
+in being first, and each pair gives one ratio. Printed are medians over the pairs, and the smallest and the largest
+ratio. The rewards, with random weights where they have any:
 
-    encoder   width 192, 6 layers, 197 tokens, as a small ViT: an image alone keeps a CPU busy, without a batch
-    one token width 1024, 4 layers, one token: an image alone mostly waits for weights to come from memory
-    micro     the micro world's verifier: almost no work, HTTP and PNG are what costs
+    encoder   width 192, 6 layers, 197 tokens, as a small ViT: one image keeps a CPU busy
+    one token width 1024, 4 layers, one token: one image mostly waits for weights from memory
+    micro     the micro world's verifier: almost no work; HTTP and PNG take the time
 
-On a GPU an image alone leaves most of it idle; few cores of a CPU show the lower end of what there is to gain.
+One image leaves most of a GPU idle; a few CPU cores show the lower end of the gain.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from htgrpo_ext.micro import world
 from htgrpo_ext.micro.decoder import decode_codes
 from htgrpo_ext.pixels import encode_png, from_levels, to_levels
 
-CASES = {  # reward on the command line, its options, the name to ask for
+CASES = {  # argument of serve-reward, its options, the reward's name
     "encoder": (f"{__file__}:Encoder", {"width": 192, "layers": 6, "tokens": 197}, "score"),
     "one token": (f"{__file__}:Encoder", {"width": 1024, "layers": 4, "tokens": 1}, "score"),
     "micro": ("micro", {}, "partial"),
@@ -70,12 +70,13 @@ def served(case: str, batch_size: int, options: argparse.Namespace) -> Iterator[
     command += [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         yield process.stdout.readline().rpartition(" at ")[2].rpartition(", on ")[0]
         process.terminate()
 
 
 async def ask(url: str, bodies: list[bytes], clients: int, requests: int) -> float:
-    """Images per second of all the clients together."""
+    """Images per second of all clients together."""
 
     async def one(http: httpx.AsyncClient, client: int) -> None:
         for i in range(requests):
