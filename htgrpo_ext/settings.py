@@ -1,7 +1,6 @@
-"""The whole configuration of a run, put together from the sections of its parts. configs/ says what each field means.
+"""All settings of a run, composed of the sections that its parts own. The files in configs/ explain each field.
 
-Nothing here loads torch. Everything is checked before anything is loaded; `problems` finds what no single field can
-know.
+Nothing here imports torch. Each field is checked on its own; `problems` checks the fields against each other.
 """
 
 from pathlib import Path
@@ -18,11 +17,12 @@ from htgrpo_ext.rewards.settings import RewardSettings
 from htgrpo_ext.rollouts.settings import RolloutSettings
 from htgrpo_ext.section import Section, by_name, one_of
 
-# The sections that a name chooses, with what it may choose from.
+# The sections that their `name` chooses, each with its choices.
 CHOICES: dict[str, dict[str, type[Section]]] = {"method": by_name(METHODS), "model": by_name(BACKBONES)}
 
 if TYPE_CHECKING:
-    AnyModel, AnyMethod = ModelSection, Method
+    AnyModel = ModelSection
+    AnyMethod = Method
 else:
     AnyModel, AnyMethod = one_of(BACKBONES), one_of(METHODS)
 
@@ -56,9 +56,11 @@ class LogSettings(Section):
 
 
 class RunSettings(Section):
-    """One run. `out` is its folder; `name` is made of model, method and seed when it is not given.
+    """One run.
 
-    label  what the method is called in that name, where its own name does not say it: ablations, AGRPO
+    name   of the run; made of model, label and seed if it is not given
+    label  of the method in that name and in comparisons, for ablations and AGRPO; the method's name if it is not given
+    out    folder of the run; runs/NAME if it is not given
     """
 
     name: str | None = None
@@ -91,11 +93,11 @@ class RunSettings(Section):
 
     @property
     def held_out(self) -> int:
-        """Prompts of each task of the micro world that the evaluation keeps for itself."""
+        """Prompts per task of the micro world that only the evaluation uses."""
         return self.eval.prompts_per_task
 
     def problems(self, processes: int = 1) -> list[str]:
-        """Everything that is wrong between fields, one line each; empty when all is well."""
+        """What is wrong between fields, one line each; empty if nothing is."""
         found = self.method.problems(self.loop.updates_per_rollout, self.model.num_image_tokens)
         shares, prompts = processes * self.loop.micro_batches, self.rollout.prompts_per_cycle
         if prompts % shares:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.base import Denoiser
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import LogProbs
 from htgrpo_ext.core.order import generation_rank
@@ -32,7 +32,7 @@ def plan_updates(
 
 def score_micro_batches(
     settings: RunSettings,
-    backbone: Backbone,
+    backbone: Denoiser,
     forward: SharedForward,
     prompts: Prompts,
     codes_BN: Tensor,
@@ -49,7 +49,7 @@ def score_micro_batches(
 
 def score(
     settings: RunSettings,
-    backbone: Backbone,
+    backbone: Denoiser,
     forward: SharedForward,
     prompts: Prompts,
     codes_BN: Tensor,
@@ -75,7 +75,7 @@ class BatchScores:
     def __init__(
         self,
         forward: SharedForward,
-        backbone: Backbone,
+        backbone: Denoiser,
         prompts: Prompts,
         codes_BN: Tensor,
         updates: Sequence[Update],
