@@ -30,7 +30,7 @@ def train(settings: RunSettings, loop: Literal["native", "upstream"] = "native",
     """
     training = start(settings, loop, resume)
     run, folder, seconds = training.run, settings.folder, {}
-    judged = settings.model.name == "micro"
+    judged = settings.model.world == "micro"
     with run.progress:
         if judged and not (folder / "eval" / "base.npz").exists():
             with training.backbone.reference():
