@@ -34,7 +34,9 @@ def written(folder: Path, text: str, name: str = "mine.yaml") -> Path:
 def test_every_method_file_loads_with_the_model(file):
     settings = load_settings([MODEL, file])
     assert settings.run_name == f"micro-{file.stem}-s0"
-    assert set(yaml.safe_load(file.read_text())["method"]) == set(type(settings.method).model_fields)  # every field is written out
+    assert set(yaml.safe_load(file.read_text())["method"]) == set(
+        type(settings.method).model_fields
+    )  # every field is written out
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("ablation/*.yaml")), ids=lambda f: f.stem)
