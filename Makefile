@@ -159,9 +159,11 @@ bench-rewards: $(READY)  ## Measure what batching gains in a reward server, and 
 	@$(BIN)/python benchmarks/reward_server.py --requests 4 --threads 1
 	@$(BIN)/python benchmarks/reward_overlap.py
 
-lint: $(READY)  ## Check style and formatting
+lint: $(READY)  ## Check style, types, and that imports point downwards
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports --no-cache
 
 pretrain-micro: $(READY)  ## Train the micro model's base checkpoint: OUT, SEED, STEPS, PLACEMENT
 	@$(BIN)/htgrpo pretrain-micro --out $(OUT) --seed $(SEED) --steps $(STEPS) --placement $(PLACEMENT)

@@ -1,17 +1,17 @@
-"""Measure what dynamic batching gains: clients send one image at a time, scored in batches of up to B or one by one.
+"""What dynamic batching gains: clients that send one image at a time, scored in batches of up to B or one by one.
 
     .venv/bin/python benchmarks/reward_server.py [--pairs P] [--clients C] [--requests R] [--batch-size B]
 
 Each reward has two servers, both `htgrpo serve-reward` on the CPU, one with --batch-size 1. C clients in this process
-send R requests each to one server, and then to the other. A client sends its next request after the last response.
-The servers take turns in being first. Each pair gives one ratio. Printed are medians over the pairs, and the smallest
-and the largest ratio. Rewards, with random weights where there are any:
+send R requests each to one of them, the next when the reply to the last has come; then to the other. The two take turns
+in being first, and each pair gives one ratio. Printed are medians over the pairs, and the smallest and the largest
+ratio. The rewards, with random weights where they have any:
 
-    encoder   width 192, 6 layers, 197 tokens, like a small ViT: a single image keeps a CPU busy
-    one token width 1024, 4 layers, one token: a single image mostly waits for weights from memory
-    micro     the micro world's verifier: almost no work; HTTP and PNG cost most
+    encoder   width 192, 6 layers, 197 tokens, as a small ViT: one image keeps a CPU busy
+    one token width 1024, 4 layers, one token: one image mostly waits for weights from memory
+    micro     the micro world's verifier: almost no work; HTTP and PNG take the time
 
-A single image leaves most of a GPU idle. A few CPU cores therefore show the lower end of the gain.
+One image leaves most of a GPU idle; a few CPU cores show the lower end of the gain.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from htgrpo_ext.micro import world
 from htgrpo_ext.micro.decoder import decode_codes
 from htgrpo_ext.pixels import encode_png, from_levels, to_levels
 
-CASES = {  # reward on the command line, its options, the name in requests
+CASES = {  # argument of serve-reward, its options, the reward's name
     "encoder": (f"{__file__}:Encoder", {"width": 192, "layers": 6, "tokens": 197}, "score"),
     "one token": (f"{__file__}:Encoder", {"width": 1024, "layers": 4, "tokens": 1}, "score"),
     "micro": ("micro", {}, "partial"),
@@ -76,7 +76,7 @@ def served(case: str, batch_size: int, options: argparse.Namespace) -> Iterator[
 
 
 async def ask(url: str, bodies: list[bytes], clients: int, requests: int) -> float:
-    """Images per second of all the clients together."""
+    """Images per second of all clients together."""
 
     async def one(http: httpx.AsyncClient, client: int) -> None:
         for i in range(requests):

@@ -178,30 +178,26 @@ def htgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
 
     from htgrpo_ext.core.randomness import Draws
     from htgrpo_ext.core.sampler import Rollout
-    from htgrpo_ext.maskgrpo.extension import RolledOut
-    from htgrpo_ext.rewards.mix import JudgedBatch, Pending
-    from htgrpo_ext.train.scoring import plan_updates
+    from htgrpo_ext.maskgrpo.extension import Answer, MicroBatch
+    from htgrpo_ext.rewards.mix import JudgedBatch
+    from htgrpo_ext.train.scoring import plan_updates, score
 
     settings, extension, model = trainer.run.settings, trainer.extension, trainer.model.eval()
     codes_GN, step_GN, advantage_G = random_rollouts(0)
-    prompts, draws = trainer.extension.backbone.encode_prompts([PROMPT] * G), Draws(settings.seed, 0, [0], G)
+    prompts, draws = extension.backbone.encode_prompts([PROMPT] * G), Draws(settings.seed, 0, [0], G)
     rollout = Rollout(codes_GN, step_GN, torch.zeros(G, N))
     batch, planned = plan_updates(settings, rollout, prompts, draws)
-    extension.cycle, extension.results = [], []
-    trainer._rolled = RolledOut([{}] * G, prompts, rollout, batch, planned, Pending({}, {}, G, 0.0))
-    trainer._scores = None
-    with torch.no_grad():
-        old, target_KGN = trainer._get_per_token_logps(model, None, N, None)
-        with model.disable_adapter():
-            reference, _ = trainer._get_per_token_logps(model, None, N, None)
+    scores = score(settings, extension.backbone, extension.forward, prompts, codes_GN, planned, 0)
     judged = JudgedBatch(advantage_G, advantage_G, torch.ones(G, dtype=torch.bool), any_kept=True, metrics={})
+    micro = MicroBatch(0, [{}] * G, prompts, rollout, batch, planned, scores, judged)
+    extension.cycle, extension.results = [micro], []
     inputs = {
-        "micro_batch": extension.take(trainer._rolled, trainer._scores, judged),
+        "micro_batch": micro,
         "prompt_ids": prompts.ids_BL,
         "completion_ids": codes_GN,
-        "completion_mask": target_KGN.int(),
-        "old_per_token_logps": old,
-        "ref_per_token_logps": reference,
+        "completion_mask": torch.stack([update.target_BN for update in planned]).int(),
+        "old_per_token_logps": Answer(extension, "old"),
+        "ref_per_token_logps": Answer(extension, "reference"),
         "advantages": advantage_G,
         "mask_seeds": [0] * K,  # never read
     }

@@ -1,4 +1,4 @@
-"""The base of every section of the settings, and what makes a choice of several sections."""
+"""The base class of all sections of the settings, and the type of a section that is chosen by name."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Union, get_args

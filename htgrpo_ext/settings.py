@@ -1,7 +1,6 @@
-"""The whole configuration of a run, put together from the sections of its parts. configs/ says what each field means.
+"""All settings of a run, composed of the sections that its parts own. The files in configs/ explain each field.
 
-Nothing here loads torch. Everything is checked before anything is loaded; `problems` finds what no single field can
-know.
+Nothing here imports torch. Each field is checked on its own; `problems` checks the fields against each other.
 """
 
 from pathlib import Path
@@ -29,7 +28,8 @@ CHOICES: dict[str, dict[str, type[Section]]] = {
 HELD_OUT = 40  # prompts of each task of the micro world that RL does not see, where no evaluation says how many
 
 if TYPE_CHECKING:
-    AnyModel, AnyMethod = ModelSection, Method
+    AnyModel = ModelSection
+    AnyMethod = Method
 else:
     AnyModel, AnyMethod = one_of(BACKBONES), one_of(METHODS)
 
@@ -57,9 +57,11 @@ class LogSettings(Section):
 
 
 class RunSettings(Section):
-    """One run. `out` is its folder; `name` is made of model, method and seed when it is not given.
+    """One run.
 
-    label  what the method is called in that name, where its own name does not say it: ablations, AGRPO
+    name   of the run; made of model, label and seed if it is not given
+    label  of the method in that name and in comparisons, for ablations and AGRPO; the method's name if it is not given
+    out    folder of the run; runs/NAME if it is not given
     """
 
     name: str | None = None
@@ -96,7 +98,7 @@ class RunSettings(Section):
         return self.eval.prompts_per_task if isinstance(self.eval, MicroEval) else HELD_OUT
 
     def problems(self, processes: int = 1) -> list[str]:
-        """Everything that is wrong between fields, one line each; empty when all is well."""
+        """What is wrong between fields, one line each; empty if nothing is."""
         found = self.method.problems(self.loop.updates_per_rollout, self.model.num_image_tokens)
         shares, prompts = processes * self.loop.micro_batches, self.rollout.prompts_per_cycle
         if prompts % shares:
