@@ -12,6 +12,8 @@ def functions_of(node: ast.AST, prefix: str = "") -> list[tuple[str, ast.AST, ra
     """(qualified name, node, lines with decorators) of every function; inner ones come after those around them."""
     found = []
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue
         inner = f"{prefix}{child.name}." if isinstance(child, Scope) else prefix
         if isinstance(child, Scope) and not isinstance(child, ast.ClassDef):
             first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
@@ -42,7 +44,8 @@ def misplaced(patch: Patch, source: str) -> str | None:
         return f"a line came to stand in {wrong[0]}, not in {' or '.join(wanted)}"
     if missing := [name for name in wanted if name not in stand]:
         return f"no line came to stand in {missing[0]}"
-    statements = {(node.lineno, ast.dump(node)): node for node in ast.walk(tree) if isinstance(node, ast.stmt)}
+    beside = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno in dict(hooks)]
+    statements = {(node.lineno, ast.dump(node)): node for node in beside}
     if any((number, ast.dump(node)) not in statements for number, node in hooks):
         return "a line came to stand inside a string or another statement"
     for name, function, _ in functions:
