@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.upstream_moves import HOOKS, NAMES, PATH, ROOT, SOURCE, Project, git, made_here
+from helpers.upstream_moves import NAMES, PATH, ROOT, SOURCE, Project, git, made_here, with_hooks
 
 ACTIONS = ("get", "apply", "unapply", "export", "rebase", "applied")
 
@@ -46,11 +46,16 @@ def state(project: Project) -> str:
     return f"{branch} {git(project.root, 'status', '--porcelain')} {(project.root / 'mine.txt').read_text()}"
 
 
-@pytest.mark.parametrize("link", [None, "gitdir: ../.git\n"], ids=["empty", "the project's"])
-def test_git_never_runs_in_the_projects_own_repository(project, link):
+@pytest.mark.parametrize("what", ["empty", "gitdir: ../.git\n", "link"])
+def test_git_never_runs_in_the_projects_own_repository(project, what):
     in_a_repository(project)
     dot_git, to = project.upstream / ".git", project.series.base
-    dot_git.write_text(link) if link else dot_git.mkdir()
+    if what == "empty":
+        dot_git.mkdir()
+    elif what == "link":
+        dot_git.symlink_to("../.git")
+    else:
+        dot_git.write_text(what)
     before = state(project)
     for action in ACTIONS:
         assert_refused(
@@ -129,14 +134,9 @@ def test_exported_commits_of_the_users_are_the_series(project):
 
 def put_by_hand(project: Project, target: str, end: str) -> None:
     """Move the series, each patch's lines put there by hand; `end` ends them."""
-    for number in range(4):
-        project.refuses("rebase", "conflict", target, resume=number > 0)
-        text = project.file.read_bytes().decode()
-        for _, before, line in (
-            (n, before, line) for n, *_, hooks in [HOOKS[number]] for before, line in hooks.items()
-        ):
-            text = text.replace(before, line.replace("\n", end) + end + before, 1)
-        project.file.write_bytes(text.encode())
+    for which in range(4):
+        project.refuses("rebase", "conflict", target, resume=which > 0)
+        project.file.write_bytes(with_hooks(project.file.read_bytes().decode(), which, end).encode())
     assert "moved 4 patches" in project.run("rebase", target, resume=True)
 
 
