@@ -44,7 +44,7 @@ SAMPLES = ("htgrpo_reward_batch_images_sum", "htgrpo_reward_batch_images_count")
 
 
 class Encoder:
-    """A transformer encoder with random weights on patches of 8 x 8 pixels; its score is a mean activation."""
+    """A transformer encoder with random weights on patches of 8 x 8 pixels; the score is the mean activation."""
 
     rewards = ("score",)
 
@@ -63,7 +63,7 @@ class Encoder:
 
 @contextmanager
 def served(case: str, batch_size: int, options: argparse.Namespace) -> Iterator[str]:
-    """The url of a server process."""
+    """Start a server process; gives its URL."""
     reward, own, _ = CASES[case]
     command = [sys.executable, "-m", "htgrpo_ext.cli", "serve-reward", reward, "--port", "0", "--device", "cpu"]
     command += ["--batch-size", str(batch_size), "--wait-ms", str(options.wait_ms)]
@@ -93,7 +93,7 @@ async def ask(url: str, bodies: list[bytes], clients: int, requests: int) -> flo
 
 
 def scored(url: str) -> tuple[float, float]:
-    """Images and batches that a server has scored."""
+    """Images and batches that a server has scored so far."""
     lines = dict(line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics", trust_env=False).text.splitlines())
     images, batches = (float(lines[sample]) for sample in SAMPLES)
     return images, batches
