@@ -109,7 +109,10 @@ def test_mistakes_on_the_command_line_are_one_line_each(mine, monkeypatch, capsy
             (["micro", "--port", "0", "--wait-ms", "inf"], "--wait-ms inf: must be a number from 0 to 60000"),
             (["micro", "--port", "0", "--host", "x" * 64], "cannot serve on xxx"),
             (["micro", "--port", "0", "--host", "256.0.0.1"], "cannot serve on 256.0.0.1:0: "),
-            ([mine, "--port", "0", "--set", "bonus=many"], f"reward {mine}: option `bonus`: input should be a valid nu"),
+            (
+                [mine, "--port", "0", "--set", "bonus=many"],
+                f"reward {mine}: option `bonus`: input should be a valid",
+            ),
             ([f"{bad}:Mine", "--port", "0"], f"{bad}:2: SyntaxError: "),
             ([f"{raising}:Mine", "--port", "0"], f"{raising}:2: ModuleNotFoundError: No module named 'no_such"),
             (["micro", "--port", "0", "--device", "cpu,cuda:99"], "--device cuda:99: this machine has "),
