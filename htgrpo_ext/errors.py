@@ -3,3 +3,10 @@
 
 class UserError(Exception):
     """A mistake the user can mend: one line that says what is wrong, where, and what to do. Exit code 2."""
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """A text of unknown origin for an error message: one line without control characters, at most `most` characters."""
+    printable = "".join(each if each.isprintable() else " " for each in str(text)[: 50 * most])
+    line = " ".join(printable.split())
+    return line if len(line) <= most else f"{line[: most - 2]}.."
