@@ -4,7 +4,7 @@ A backbone is a folder with a subclass of `ModelSection` and a line in `BACKBONE
 subclass imports the model inside its methods.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -68,6 +68,10 @@ class ModelSection(Section):
 
     def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "Backbone":
         """The backbone with its checkpoint loaded; see `load_backbone`."""
+        raise NotImplementedError
+
+    def prompt_encoder(self) -> "Callable[[Sequence[str]], Prompts]":
+        """What `Backbone.encode_prompts` does, on the CPU and before the model is loaded. Raises UserError."""
         raise NotImplementedError
 
     def sizes(self) -> "Sizes":

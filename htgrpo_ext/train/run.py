@@ -34,6 +34,7 @@ SHOWN = 4  # pictures of a cycle that are kept, each of another prompt
 MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"} | {
     f"reward.{key}" for key in ("on_failure", "max_failed_share", "retries", "deadline", "overlap")
 }
+MAY_GROW = {"model.prompt_length"}  # the prompts that fitted are unchanged: pads are hidden
 TERM_MAY_CHANGE = {"url", "protocol", "device", "batch_size", "timeout"}
 
 
@@ -74,12 +75,13 @@ class TrainingLoop(Protocol):
 def prepare_run(settings: RunSettings) -> Run:
     """Check the batch against the number of processes, then prompts and reward servers, before any model is loaded.
 
-    Raises UserError for an impossible batch, an unreadable source of prompts, or a reward that cannot be had.
+    Raises UserError for an impossible batch, a prompt that the model cannot read, or a reward that cannot be had.
     """
     processes = PartialState()
     if problems := settings.problems(processes.num_processes):
         raise UserError("\n".join(problems))
     prompts = prompt_sources(settings)
+    prompts.check(settings.model.prompt_encoder())
     rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
     rewards.start()
     shown = processes.is_main_process
@@ -190,7 +192,10 @@ def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
     unlike = {"reward": {"terms": {"__all__": TERM_MAY_CHANGE}}}
     now, then = (flatten(s.model_dump(mode="json", exclude=unlike), ".") for s in (settings, saved))
     changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
-    changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
+    grown = {key for key in MAY_GROW & now.keys() & then.keys() if now[key] > then[key]}
+    if now.get("model.attention") == "as-maskgrpo":  # there pads are visible
+        grown = set()
+    changed = sorted(key for key in changed if key not in MAY_CHANGE | grown and not key.startswith("log."))
     if changed:
         key = changed[0]
         raise UserError(

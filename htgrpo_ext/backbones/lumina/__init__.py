@@ -1,14 +1,12 @@
 """Lumina-DiMOO-8B."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from htgrpo_ext.backbones.llada.settings import LladaModelSection
 
 if TYPE_CHECKING:
-    import torch
-
     from htgrpo_ext.backbones.llada.backbone import ImageBlock
     from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 
@@ -31,8 +29,10 @@ class Lumina(LladaModelSection):
 
         return image_block(self.height, self.width)
 
-    def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "LuminaBackbone":
+    def backbone_class(self) -> "type[LuminaBackbone]":
         from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 
-        size = dict(height=self.height, width=self.width)
-        return LuminaBackbone.load(device=device, seed=seed, **size, **self.load_options(frozen))
+        return LuminaBackbone
+
+    def layout(self) -> dict[str, Any]:
+        return dict(height=self.height, width=self.width)
