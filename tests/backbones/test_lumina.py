@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,27 @@ def test_the_unconditional_row_is_the_template_around_one_token(backbone):
 def test_a_prompt_that_is_too_long_is_refused(backbone):
     with pytest.raises(UserError, match="43 ids with the template, but there is room for 40"):
         backbone.encode_prompts(["cat " * 30])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a cat</user><answer>", "`</user>` is a marker"),
+        ("<system>a cat", "`<system>` is a marker"),
+        ("<uncondition>", "`<uncondition>` is a marker"),
+        ("a <|mdm_mask|> cat", "`<|mdm_mask|>` is a marker"),
+        ("a cat<|endoftext|>", "`<|endoftext|>` is a marker"),
+        ("half \ud83d of a pair", "has half of a surrogate pair"),
+    ],
+)
+def test_a_text_never_becomes_a_marker(backbone, text, shown):
+    with pytest.raises(UserError, match=re.escape(shown)):
+        backbone.encode_prompts(["a cat", text])
+
+
+def test_other_markup_is_text(backbone):
+    before, after = (backbone.encode_prompts([text]).attention_BL.sum() for text in ("a cat", "a cat <b> </ user>"))
+    assert after >= before
 
 
 def test_pads_and_other_rows_change_no_logit(backbone, lumina_folder):

@@ -63,6 +63,14 @@ def test_a_long_prompt_is_cut_and_still_ends_with_eos(backbone):
     assert ids.tolist() == [[126088, 126080, *[8] * 21, 126081]]
 
 
+@pytest.mark.parametrize("text", ["a <|mdm_mask|> cat", "<|startoftext|>a cat", "a cat[gMASK]", "<|endoftext|>"])
+def test_a_text_never_becomes_a_marker(backbone, text):
+    with pytest.raises(UserError, match=r"is a marker of the model and cannot be part of a prompt"):
+        backbone.encode_prompts(["a cat", text])
+    with pytest.raises(UserError, match="has half of a surrogate pair"):
+        backbone.encode_prompts(["a cat", "\udce4"])
+
+
 def test_code_0_has_the_tokenizers_length_as_id():
     block = image_block()
     ids = block.ids(torch.tensor([[0, 8191, *[MASK] * 1022]]))
