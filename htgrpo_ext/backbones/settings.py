@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from htgrpo_ext.section import Section, Share
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class Lora(Section):
-    rank: PositiveInt
-    alpha: PositiveInt
+    rank: Annotated[int, Field(ge=1, le=4096)]  # the width of 8B models: a larger one is more than the whole matrix
+    alpha: Annotated[int, Field(ge=1, le=2**20)]
     dropout: Share
     targets: Annotated[list[str], Field(min_length=1)]
 

@@ -220,10 +220,12 @@ def test_the_config_file_determines_what_is_loaded(lumina_folder):
     assert backbone.model.get_base_model().activation_checkpointing
 
 
-@pytest.mark.parametrize("size", ["500", "0", "-16"])
-def test_a_size_that_is_no_multiple_of_16_is_refused(size):
-    with pytest.raises(UserError, match="model.height"):
-        load_settings(CONFIGS, [f"model.height={size}"])
+@pytest.mark.parametrize(
+    "setting", ["height=500", "height=0", "height=-16", "width=1600000", "prompt_length=1000000", "lora.rank=10000000"]
+)
+def test_impossible_sizes_are_refused(setting):
+    with pytest.raises(UserError, match=f"model.{setting.partition('=')[0]}"):
+        load_settings(CONFIGS, [f"model.{setting}"])
 
 
 def test_a_model_of_another_name_replaces_the_section():

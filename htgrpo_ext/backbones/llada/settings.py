@@ -22,7 +22,7 @@ class LladaModelSection(ModelSection):
 
     dtype: Literal["bfloat16", "float32"]
     activation_checkpointing: bool
-    prompt_length: Annotated[int, Field(ge=4)]
+    prompt_length: Annotated[int, Field(ge=4, le=4096)]  # LLaDA's max_sequence_length
     vq_checkpoint: Path | None
 
     def lora_targets(self, lora: Lora) -> list[str] | str:

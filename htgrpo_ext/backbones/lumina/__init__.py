@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 
 PIXELS = 16  # of a code's side
+Side = Annotated[int, Field(ge=PIXELS, le=2048, multiple_of=PIXELS)]  # trained up to 1024 x 1024, or 2048 x 512
 
 
 class Lumina(LladaModelSection):
     """Settings of MODEL=lumina."""
 
     name: Literal["lumina"]
-    height: Annotated[int, Field(ge=PIXELS, multiple_of=PIXELS)]
-    width: Annotated[int, Field(ge=PIXELS, multiple_of=PIXELS)]
+    height: Side
+    width: Side
 
     @property
     def num_image_tokens(self) -> int:
