@@ -11,13 +11,15 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, PositiveInt
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from htgrpo_ext.backbones import checkpoints
-from htgrpo_ext.backbones.checkpoints import new_folder, read_json, read_tensors, refuse_non_finite, weight_files
+from htgrpo_ext.backbones.checkpoints import first_line, read_json, read_tensors, refuse_non_finite, weight_files
 from htgrpo_ext.backbones.policy import is_target
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import new_folder
 
 PREFIX = "base_model.model."  # peft's, before the name that a weight has without it
 Shapes = Mapping[str, tuple[int, ...]]
@@ -159,7 +161,10 @@ def merge(checkpoint: Path, adapter_folder: Path, out: Path) -> int:
                 if name in adapter.changes:
                     weights[name] = adapter.added_to(name, weight).contiguous()
                     changed += not torch.equal(weights[name], weight)
-            save_file(weights, partial / file.name, metadata={"format": "pt"})
+            try:
+                save_file(weights, partial / file.name, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise OSError(first_line(error)) from None
         return adapter.refuse_no_change(changed)
 
 

@@ -4,8 +4,6 @@ A model gets exactly the weights that it has, each finite. Only safetensors are 
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,32 +61,6 @@ def checked(keys: dict[str, Any], expected: type[BaseModel], file: Path) -> dict
                 case _:
                     lines.append(f"{file}: {key} is {got}; it {error['msg'].replace('Input should', 'should')}")
         raise UserError("\n".join(lines)) from None
-
-
-@contextmanager
-def new_folder(out: Path, size: int) -> Iterator[Path]:
-    """A folder to write into. It becomes `out` if all goes well, and is removed otherwise.
-
-    size  bytes that will be written
-
-    Raises UserError if `out` is there and not empty, if it cannot be written, or if the disk has no room for it.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: exists already; give another --out")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        if (free := shutil.disk_usage(partial).free) < size:
-            raise UserError(f"{out}: {size / 1e9:.1f} GB do not fit on this disk, {free / 1e9:.1f} GB are free (--out)")
-        yield partial
-        partial.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{out}: cannot be written ({getattr(error, 'strerror', None) or first_line(error)}; --out)"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

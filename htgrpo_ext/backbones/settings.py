@@ -71,8 +71,11 @@ class ModelSection(Section):
         raise NotImplementedError
 
     def prompt_encoder(self) -> "Callable[[Sequence[str]], Prompts]":
-        """What `Backbone.encode_prompts` does, on the CPU and before the model is loaded. Raises UserError."""
-        raise NotImplementedError
+        """What `Backbone.encode_prompts` does, before the model is loaded for training. Raises UserError.
+
+        A model that takes long to load answers without its weights.
+        """
+        return self.load("cpu", 0, frozen=True).encode_prompts
 
     def sizes(self) -> "Sizes":
         """The sizes that memory and time follow from; nothing is loaded. Raises UserError for a bad config.json."""

@@ -9,8 +9,8 @@ from htgrpo_ext.config import load_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.prompts.files import read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
+from htgrpo_ext.train.folder import refuse_other_settings
 from htgrpo_ext.train.native import start
-from htgrpo_ext.train.run import refuse_other_settings
 
 
 def texts_in(path, **fields):

@@ -14,11 +14,11 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional as F
 
-from htgrpo_ext.backbones.checkpoints import new_folder
 from htgrpo_ext.backbones.micro.backbone import MicroBackbone
 from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel
 from htgrpo_ext.core.randomness import derived_generator, derived_seed
 from htgrpo_ext.core.sampler import MASK, cosine_masked_share
+from htgrpo_ext.files import new_folder
 from htgrpo_ext.micro import world
 
 CAPTION_DROP = 0.1
