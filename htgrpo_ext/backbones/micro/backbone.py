@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field
@@ -29,7 +29,7 @@ WORD_IDS = {word: i for i, word in enumerate(WORDS, start=IMAGE_START + 1)}
 class MicroKeys(BaseModel):
     """The keys of a micro checkpoint's config.json; none may be missing."""
 
-    model_type: Literal["htgrpo-micro"]
+    model_type: str
     num_text_tokens: Annotated[Size, Field(ge=IMAGE_START + 1 + len(WORDS))]
     codebook_size: Size
     prompt_length: Annotated[Size, Field(ge=3)]
@@ -46,7 +46,10 @@ def read_config(folder: Path) -> MicroConfig:
     file = folder / "config.json"
     if not file.exists():
         raise UserError(f"{folder}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)")
-    config = MicroConfig(**checked(read_json(file), MicroKeys, file))
+    keys = read_json(file)
+    if (other := keys.get("model_type", MicroConfig.model_type)) != MicroConfig.model_type:
+        raise UserError(f"{file}: a model of type {other!r}, not the micro model")
+    config = MicroConfig(**checked(keys, MicroKeys, file))
     if (config.codebook_size, config.grid) != (world.CODEBOOK_SIZE, world.GRID):
         sizes = f"codebook_size {world.CODEBOOK_SIZE} and grid {world.GRID}"
         raise UserError(f"{file}: codebook_size is {config.codebook_size}, grid {config.grid}; the world has {sizes}")
