@@ -1,7 +1,12 @@
 """Files that a reader, or a crash, never sees half written."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from htgrpo_ext.errors import UserError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -21,3 +26,28 @@ def sync_tree(folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+
+
+@contextmanager
+def new_folder(out: Path, size: int) -> Iterator[Path]:
+    """A folder to write into. It becomes `out` if all goes well, and is removed otherwise.
+
+    size  bytes that will be written
+
+    Raises UserError if `out` is there and not empty, if it cannot be written, or if the disk has no room for it.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: exists already; give another --out")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if (free := shutil.disk_usage(partial).free) < size:
+            raise UserError(f"{out}: {size / 1e9:.1f} GB do not fit on this disk, {free / 1e9:.1f} GB are free (--out)")
+        yield partial
+        sync_tree(partial)
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error}; --out)") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

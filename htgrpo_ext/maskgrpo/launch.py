@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.llada.transformer import check_llada
 from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.mmada.backbone import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
@@ -154,6 +155,7 @@ def published_parts(settings: RunSettings, device: torch.device) -> dict:
     from transformers import AutoTokenizer, set_seed
 
     section = cast(Mmada, settings.model)
+    check_llada(section.checkpoint)  # MaskGRPO's class would draw the weights that are missing
     set_seed(settings.seed)
     model = MMadaModelLM.from_pretrained(section.checkpoint, torch_dtype=getattr(torch, section.dtype)).to(device)
     vq_model = cast(Any, magvit_class()).from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from htgrpo_ext.train.run import Run
 MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"} | {
     f"reward.{key}" for key in ("on_failure", "max_failed_share", "retries", "deadline", "overlap")
 }
+MAY_GROW = {"model.prompt_length"}  # room for longer prompts; the others stay the same, because pads are hidden
 TERM_MAY_CHANGE = {"url", "protocol", "device", "batch_size", "timeout"}
 
 
@@ -22,7 +23,10 @@ def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
     ignored = {"reward": {"terms": {"__all__": TERM_MAY_CHANGE}}}
     now, then = (flatten(s.model_dump(mode="json", exclude=ignored), ".") for s in (settings, saved))
     changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
-    changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
+    grown = {key for key in MAY_GROW & now.keys() & then.keys() if now[key] > then[key]}
+    if now.get("model.attention") == "as-maskgrpo":  # there pads are visible
+        grown = set()
+    changed = sorted(key for key in changed if key not in MAY_CHANGE | grown and not key.startswith("log."))
     if changed:
         key = changed[0]
         raise UserError(

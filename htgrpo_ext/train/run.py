@@ -66,12 +66,13 @@ class TrainingLoop(Protocol):
 def prepare_run(settings: RunSettings) -> Run:
     """Check the batch against the number of processes, then prompts and reward servers, before any model is loaded.
 
-    Raises UserError for an impossible batch, an unreadable source of prompts, or an unavailable reward.
+    Raises UserError for an impossible batch, a prompt that the model cannot read, or an unavailable reward.
     """
     processes = PartialState()
     if problems := settings.problems(processes.num_processes):
         raise UserError("\n".join(problems))
     prompts = prompt_sources(settings)
+    prompts.check(settings.model.prompt_encoder())
     rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
     rewards.start()
     shown = processes.is_main_process
