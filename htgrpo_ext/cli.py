@@ -69,7 +69,7 @@ def compare(
 ) -> None:
     """Train several methods under equal seeds, prompts and rewards, and lay the runs side by side."""
     files = method_files(methods)
-    from htgrpo_ext.eval.compare import compare as compare_methods
+    from htgrpo_ext.workflow.compare import compare as compare_methods
 
     compare_methods(config, files, seeds, jobs, set_ or [], out)
 
@@ -154,7 +154,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) ->
     """Write report.html of a finished run anew."""
     if not (run_folder / "summary.json").is_file():
         raise UserError(f"{run_folder}: no finished run there (summary.json is missing)")
-    from htgrpo_ext.eval.report import write_report
+    from htgrpo_ext.report.page import write_report
 
     print(write_report(run_folder))
 

@@ -71,11 +71,16 @@ def prepare_run(settings: RunSettings) -> Run:
     processes = PartialState()
     if problems := settings.problems(processes.num_processes):
         raise UserError("\n".join(problems))
-    prompts = PromptSources(settings.prompts, settings.seed, settings.rollout.prompts_per_cycle, settings.held_out)
+    prompts = prompt_sources(settings)
     rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
     rewards.start()
     shown = processes.is_main_process
     return Run(settings, processes, MetricsLog(settings, shown), TrainingProgress(settings, shown), prompts, rewards)
+
+
+def prompt_sources(settings: RunSettings) -> PromptSources:
+    """The prompts that a run trains on. Raises UserError when a source cannot be read."""
+    return PromptSources(settings.prompts, settings.seed, settings.rollout.prompts_per_cycle, settings.held_out)
 
 
 def warmup_factor(step: int, warmup: int) -> float:

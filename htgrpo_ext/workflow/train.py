@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from htgrpo_ext.eval.evaluate import evaluate
-from htgrpo_ext.eval.report import write_report
-from htgrpo_ext.eval.summary import write_summary
+from htgrpo_ext.evaluation import evaluate
+from htgrpo_ext.report.page import write_report
+from htgrpo_ext.report.summary import write_summary
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.run import TrainingLoop
 

@@ -12,8 +12,8 @@ from helpers.paths import HELPERS, UPSTREAM
 from helpers.upstream_runs import needs_upstream, records, run_python
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.maskgrpo.launch import published_config, trainer_config
-from htgrpo_ext.patches.series import Series
-from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.maskgrpo.patches.series import Series
+from htgrpo_ext.train.run import prompt_sources
 
 pytestmark = needs_upstream
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj"]  # those of MaskGRPO's list that exist
@@ -52,7 +52,7 @@ def test_maskgrpo_is_bit_identical_to_the_pristine_commit(pristine, mmada_folder
     sets = [*SETTINGS, f"model.checkpoint={mmada_folder}", f"model.vq_checkpoint={mmada_folder}"]
     files = [CONFIGS / "model" / "mmada.yaml", CONFIGS / "method" / "maskgrpo.yaml"]
     settings = load_settings(files, [*sets, f"out={tmp_path / 'run'}"])
-    sources = PromptSources(settings.prompts, settings.seed, settings.rollout.prompts_per_cycle, settings.held_out)
+    sources = prompt_sources(settings)
     prompts = [prompt["prompt"] for cycle in range(2) for prompt in sources.cycle(cycle)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     args = trainer_config(settings, 1) | published_config(settings)

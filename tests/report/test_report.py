@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from fabricated import FORWARDS, SECONDS, STAGES, fabricate, settings_of
 from PIL import Image
 
-from htgrpo_ext.eval.curves import running_mean
-from htgrpo_ext.eval.figures import contact_sheet, first_of_each_task, write_before_after
-from htgrpo_ext.eval.report import write_report
-from htgrpo_ext.eval.summary import write_summary
+from helpers.fabricated import FORWARDS, SECONDS, STAGES, fabricate, settings_of
 from htgrpo_ext.micro.world import TASKS
+from htgrpo_ext.report.curves import running_mean
+from htgrpo_ext.report.figures import contact_sheet, first_of_each_task, write_before_after
+from htgrpo_ext.report.page import write_report
+from htgrpo_ext.report.summary import write_summary
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from htgrpo_ext.eval.curves import SMOOTHED_CYCLES, STYLE, running_mean
-from htgrpo_ext.eval.folder import read_metrics, read_prompts, read_scored, read_summary, write_atomically
-from htgrpo_ext.eval.microeval import aggregate
+from htgrpo_ext.benchmarks.aggregate import aggregate
+from htgrpo_ext.report.curves import SMOOTHED_CYCLES, STYLE, running_mean
+from htgrpo_ext.report.folder import read_metrics, read_prompts, read_scored, read_summary, write_atomically
 
 # GenEval of the paper's Table 3 for MMaDA, by label: its six tasks in order, and overall. Elsewhere a dash.
 PAPER_TASKS = {  # with the headings used there

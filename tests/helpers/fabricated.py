@@ -8,9 +8,9 @@ import numpy as np
 import yaml
 
 from helpers.paths import ROOT
-from htgrpo_ext.eval.folder import write_atomically
 from htgrpo_ext.micro.verifier import verify
 from htgrpo_ext.micro.world import draw_scene, split_prompts
+from htgrpo_ext.report.folder import write_atomically
 from htgrpo_ext.settings import RunSettings
 
 STAGES = ["global"] * 2 + ["structure"] * 4 + ["refinement"] * 2

@@ -16,7 +16,7 @@ def image_tokens(trainer: Any, count: int) -> int:
 def update_index(trainer: Any, index: int) -> int:
     """Which of the K updates a micro-step trains: by the optimizer step, where MaskGRPO counts micro-steps."""
     extension = getattr(trainer, "extension", None)
-    return index if extension is None else extension.update_index(index)
+    return index if extension is None else extension.index
 
 
 def loss_mask(trainer: Any, index: int, mask: Any) -> Any:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fabricated import FORWARDS, fabricate, save_evaluation, settings_of
 from PIL import Image
 from rich.console import Console
 
+from helpers.fabricated import FORWARDS, fabricate, save_evaluation, settings_of
 from helpers.paths import CONFIGS
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.eval.compare import plan, run_all
-from htgrpo_ext.eval.comparison import write_comparison
-from htgrpo_ext.eval.folder import read_prompts
-from htgrpo_ext.eval.summary import write_summary
+from htgrpo_ext.report.comparison import write_comparison
+from htgrpo_ext.report.folder import read_prompts
+from htgrpo_ext.report.summary import write_summary
+from htgrpo_ext.workflow.compare import plan, run_all
 
 FILES = [CONFIGS / "model/micro.yaml"]
 
@@ -114,7 +114,7 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(tmp_path, stub):
 
 
 def test_threads_are_shared_among_jobs(tmp_path, stub, monkeypatch):
-    monkeypatch.setattr("htgrpo_ext.eval.compare.cores", lambda: 8)
+    monkeypatch.setattr("htgrpo_ext.workflow.compare.cores", lambda: 8)
     runs = planned(tmp_path, method(tmp_path, name="maskgrpo"), seeds=2)
     run_all(runs, 3, Console(file=io.StringIO()), stub)
     lines = (tmp_path / "out/calls.jsonl").read_text().splitlines()

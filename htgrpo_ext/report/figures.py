@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from htgrpo_ext.eval.folder import Scored, read_prompts, read_scored
 from htgrpo_ext.micro.decoder import decode_codes
 from htgrpo_ext.pixels import to_image
+from htgrpo_ext.report.folder import Scored, read_prompts, read_scored
 
 RIGHT, WRONG, INK = "#1a9850", "#d73027", "#222222"
 IMAGES_SHOWN = 4

@@ -19,9 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.eval.comparison import write_comparison
-from htgrpo_ext.eval.folder import read_config, read_summary
-from htgrpo_ext.eval.summary import method_label
+from htgrpo_ext.report.comparison import write_comparison
+from htgrpo_ext.report.folder import read_config, read_summary
+from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.settings import RunSettings
 
 TRAIN = (sys.executable, "-m", "htgrpo_ext.cli", "train")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from htgrpo_ext.core.stages import structure_count
-from htgrpo_ext.eval.curves import OTHER_STAGE, STAGE_COLORS, curves
-from htgrpo_ext.eval.figures import IMAGES_SHOWN, first_of_each_task, pictures, task_name
-from htgrpo_ext.eval.folder import (
+from htgrpo_ext.report.curves import OTHER_STAGE, STAGE_COLORS, curves
+from htgrpo_ext.report.figures import IMAGES_SHOWN, first_of_each_task, pictures, task_name
+from htgrpo_ext.report.folder import (
     Scored,
     ShownRollout,
     read_config,
@@ -69,7 +69,7 @@ def write_report(folder: Path) -> Path:
         _section("Cost", "", _cost(summary)),
         _config(folder),
     ]
-    style = Path(__file__).with_name("report.css").read_text()
+    style = Path(__file__).with_name("page.css").read_text()
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from htgrpo_ext.eval.microeval import aggregate
+from htgrpo_ext.benchmarks.aggregate import aggregate
 
 
 def prompts(**counts: int) -> list[dict]:

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from htgrpo_ext.eval.folder import read_metrics, read_prompts, read_scored, write_atomically
-from htgrpo_ext.eval.microeval import aggregate
+from htgrpo_ext.benchmarks.aggregate import aggregate
+from htgrpo_ext.report.folder import read_metrics, read_prompts, read_scored, write_atomically
 from htgrpo_ext.settings import RunSettings
 
 

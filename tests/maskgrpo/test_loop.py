@@ -13,7 +13,7 @@ from helpers.paths import HELPERS
 from helpers.upstream_runs import needs_upstream, records, run_python
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.train.run import prompt_sources
 from htgrpo_ext.workflow.train import train
 
 pytestmark = needs_upstream
@@ -77,10 +77,10 @@ def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, m
         pairs = hooked[method] = []
 
         def spy(loop, walked, pairs=pairs):
-            pairs.append((walked, loop.extension.update_index(walked)))
+            pairs.append((walked, loop.extension.index))
             return pairs[-1][1]
 
-        monkeypatch.setattr("htgrpo_ext.train.hooks.update_index", spy)
+        monkeypatch.setattr("htgrpo_ext.maskgrpo.hooks.update_index", spy)
         train(settings_of(method, checkpoint, tmp_path / method, *LORA), "upstream")
     assert [index for _, index in hooked["htgrpo"]] == [0, 0, 1, 1, 2, 2, 3, 3] * 2
     assert [walked for walked, _ in hooked["htgrpo"]] == [0, 1, 2, 3, 0, 1, 2, 3] * 2  # what it would have trained
@@ -120,7 +120,7 @@ def test_maskgrpo_fixed_differs_from_maskgrpo_just_where_the_faults_say(checkpoi
 
 @pytest.mark.parametrize("method", ["htgrpo", "maskgrpo-fixed", "unigrpo"])
 def test_a_group_that_no_reward_scored_is_left_out_alike(method, checkpoint, tmp_path, monkeypatch):
-    lost = PromptSources(settings_of(method, checkpoint, tmp_path / "any")).cycle(0)[1]["prompt"]
+    lost = prompt_sources(settings_of(method, checkpoint, tmp_path / "any")).cycle(0)[1]["prompt"]
 
     def failing(prompts, codes_BN, names):
         bad_B = torch.tensor([prompt["prompt"] == lost for prompt in prompts])
