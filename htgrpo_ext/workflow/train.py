@@ -2,19 +2,26 @@
 
 import resource
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
+from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.evaluation import evaluate
 from htgrpo_ext.report.page import write_report
 from htgrpo_ext.report.summary import write_summary
 from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.train.folder import held_folder
 from htgrpo_ext.train.run import TrainingLoop
 
+Loop = Literal["native", "upstream"]
 
-def start(settings: RunSettings, loop: Literal["native", "upstream"], resume: bool) -> TrainingLoop:
+
+def start(settings: RunSettings, loop: Loop, resume: bool) -> TrainingLoop:
     """The loop of a run, ready to train. Raises UserError."""
     if loop == "native":
         from htgrpo_ext.train.native import start as start_loop
@@ -23,22 +30,39 @@ def start(settings: RunSettings, loop: Literal["native", "upstream"], resume: bo
     return start_loop(settings, resume)
 
 
-def train(settings: RunSettings, loop: Literal["native", "upstream"] = "native", resume: bool = False) -> Path:
+def train(settings: RunSettings, loop: Loop = "native", resume: bool = False) -> Path:
     """Train; evaluate before and after where the settings have a benchmark; write model, summary and report.
 
-    Returns the run's folder. Raises UserError as `start` does.
+    Returns the run's folder. Raises UserError as `start` does, or for what stops a run, and Stopped for a signal; the
+    message of both says where the weights are saved.
     """
-    training = start(settings, loop, resume)
-    run, folder, seconds = training.run, settings.folder, {}
-    judged = settings.model.name == "micro"
-    with run.progress:
-        if judged and not (folder / "eval" / "base.npz").exists():
-            with training.backbone.reference():
-                seconds["evaluation"] = evaluate(training.backbone, settings, run.processes, run.progress, "base")
-        training.train()
-        if judged:
-            after = evaluate(training.backbone, settings, run.processes, run.progress, "trained")
-            seconds["evaluation"] = seconds.get("evaluation", 0.0) + after
+    with held_folder(settings, loop):
+        training = start(settings, loop, resume)
+        try:
+            with training.run.progress, training.run.stop:
+                return train_and_report(training)
+        except (UserError, Stopped) as error:
+            saved = [path for _, path in training.checkpoints()]
+            where = f"saved in {saved[-1]}; --resume goes on from there" if saved else "nothing was trained yet"
+            error.args = (f"{error}; {where}",)
+            raise
+        finally:
+            training.run.log.close()
+
+
+def train_and_report(training: TrainingLoop) -> Path:
+    """What `train` does with a loop that is ready."""
+    run, settings, backbone = training.run, training.run.settings, training.backbone
+    folder, seconds = settings.folder, {}
+    judged = backbone if settings.model.name == "micro" else None
+    if judged and not is_readable(folder / "eval" / "base.npz"):
+        with judged.reference():
+            seconds["evaluation"] = evaluate(judged, settings, run.processes, run.progress, "base")
+    training.train()
+    run.require_training()
+    if judged:
+        after = evaluate(judged, settings, run.processes, run.progress, "trained")
+        seconds["evaluation"] = seconds.get("evaluation", 0.0) + after
     run.log.close()
     if run.processes.is_main_process:
         training.save_model(folder / "model")
@@ -48,6 +72,15 @@ def train(settings: RunSettings, loop: Literal["native", "upstream"] = "native",
         else:
             print(f"{folder / 'model'}\n{folder / 'metrics.jsonl'}")
     return folder
+
+
+def is_readable(evaluation: Path) -> bool:
+    """Whether an evaluation is there and whole; one that is not is made again."""
+    try:
+        with np.load(evaluation) as arrays:
+            return all(arrays[name] is not None for name in arrays.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def peak_memory() -> int:
