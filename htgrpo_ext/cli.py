@@ -39,12 +39,14 @@ def train(
     config: Files,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
-    loop: Annotated[Loop, typer.Option(help="Our own loop, or MaskGRPO's with our patches.")] = Loop.native,
+    loop: Annotated[Loop, typer.Option(help="native: our own. upstream: MaskGRPO's, patched.")] = Loop.native,
 ) -> None:
     """Train, evaluate before and after, write the report."""
     from htgrpo_ext.config import load_settings
 
     settings = load_settings(config, set_ or [])
+    if loop is Loop.reference:
+        print("deprecated: the loop `reference` is now called `native` (LOOP=native, --loop native)", file=sys.stderr)
     from htgrpo_ext.workflow.train import train as train_run
 
     train_run(settings, "upstream" if loop is Loop.upstream else "native", resume)
@@ -54,9 +56,11 @@ def train(
 def plan(config: Files, set_: Overrides = None) -> None:
     """Show what a run will do, without training: updates, forwards, batches, memory."""
     from htgrpo_ext.config import load_settings
+
+    settings = load_settings(config, set_ or [])
     from htgrpo_ext.workflow.plan import print_plan
 
-    print_plan(load_settings(config, set_ or []))
+    print_plan(settings)
 
 
 @app.command()
@@ -76,7 +80,7 @@ def compare(
 
 
 def method_files(names: str) -> list[Path]:
-    """The YAML file of each of the methods named, commas between; a name is one of configs/method or a path."""
+    """The YAML files of methods given by name (configs/method) or by path, with commas between. Raises UserError."""
     folder = Path("configs/method")
     files, unknown = [], []
     for name in filter(None, (part.strip() for part in names.split(","))):
@@ -87,7 +91,7 @@ def method_files(names: str) -> list[Path]:
                 f"unknown method `{name}` (one of {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))})"
             )
     if unknown or not files:
-        raise UserError("\n".join(unknown) or "--methods names none")
+        raise UserError("\n".join(unknown) or "--methods names no method")
     return files
 
 
@@ -129,7 +133,7 @@ def merge(
 
 
 def named_file(kind: str, name: str) -> Path:
-    """The YAML file of configs/`kind` that is called so, or the file of this path."""
+    """The YAML file `name`, or configs/`kind`/`name`.yaml. Raises UserError that lists the names."""
     file = Path(name) if name.endswith(".yaml") else Path("configs") / kind / f"{name}.yaml"
     if not file.is_file():
         names = ", ".join(sorted(f.stem for f in Path("configs", kind).glob("*.yaml")))
@@ -152,7 +156,7 @@ def pretrain_micro(
 
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
-    """Write report.html of a finished run anew."""
+    """Write report.html of a finished run again."""
     if not (run_folder / "summary.json").is_file():
         raise UserError(f"{run_folder}: no finished run there (summary.json is missing)")
     from htgrpo_ext.report.page import write_report
@@ -165,11 +169,11 @@ def prompts_geneval_train(
     n: Annotated[int, typer.Option("--n", min=1, help="Lines to write.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    exclude: Annotated[Path, typer.Option(help="GenEval's own prompts, which are kept out.")] = Path(
+    exclude: Annotated[Path, typer.Option(help="GenEval's own prompts, to leave out.")] = Path(
         "upstream/dataset/GenEval/evaluation_metadata.jsonl"
     ),
 ) -> None:
-    """Write a set of prompts like GenEval's to train on, without GenEval's."""
+    """Write training prompts of GenEval's kind; GenEval's own prompts are left out."""
     from htgrpo_ext.prompts.geneval import write_training_set
 
     print(write_training_set(n, seed, exclude, out))
@@ -188,7 +192,7 @@ def serve_reward(
     max_mib: Annotated[float, typer.Option(min=0.001, help="Size of a request, at most.")] = 64.0,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="The reward's own.")] = None,
 ) -> None:
-    """Serve a reward over HTTP, until Control-C; HTGRPO_REWARD_TOKEN is the bearer token to ask for, if set."""
+    """Serve a reward over HTTP until Control-C. HTGRPO_REWARD_TOKEN, if set, is the bearer token to ask for."""
     from htgrpo_ext.config import read_options
 
     try:
@@ -200,10 +204,7 @@ def serve_reward(
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one `error:` line each and exit code 2, never a traceback.
-
-    Control-C ends with typer's own exit code for it, 130.
-    """
+    """Run the command. Each of a user's mistakes is one `error:` line; the exit code is then 2. Control-C: 130."""
     try:
         app()
     except UserError as error:

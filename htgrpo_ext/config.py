@@ -1,10 +1,9 @@
-"""YAML files and `--set` to one checked `RunSettings`; every mistake one line that names key and file.
+"""YAML files and `--set` become one checked `RunSettings`. Each mistake is one line that names the key and the file.
 
-Files are merged left to right: mappings key by key, everything else replaced. A `method` or `model` of another name
-replaces the whole section, because its keys mean something else.
+Files are merged from left to right: mappings key by key; other values are replaced. A `method`, `model` or `eval` with
+another name replaces the whole section, because its keys have other meanings.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -13,8 +12,10 @@ from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import write_atomically
 from htgrpo_ext.settings import CHOICES, RunSettings
 
 Keys = tuple[str, ...]  # a place in the settings: ("method", "rates", "global")
@@ -41,11 +42,11 @@ _Loader.add_implicit_resolver(
 def load_settings(files: Sequence[Path], overrides: Sequence[str] = (), processes: int = 1) -> RunSettings:
     """Read, merge and check the configuration of a run.
 
-    files      YAML files, later ones winning
-    overrides  `key.sub=value` each, the value YAML; applied after the files
-    processes  how many will share a cycle's prompts
+    files      YAML files; later ones win
+    overrides  `key.sub=value` each, the value in YAML; applied after the files
+    processes  how many processes share a cycle's prompts
 
-    Raises UserError with all that is wrong, one line each.
+    Raises UserError with all mistakes, one line each.
     """
     tree: dict[str, Any] = {}
     sources: Sources = {}
@@ -82,11 +83,8 @@ def read_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 def save_settings(settings: RunSettings, path: Path) -> None:
     """Write the resolved settings as YAML that `load_settings` reads back; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     # Escaped, not as it is: YAML reads some characters, such as U+0085, as ends of lines.
-    partial.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    os.replace(partial, path)
+    write_atomically(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 def _read_file(name: str) -> dict:
@@ -126,7 +124,7 @@ def _yaml_error(error: yaml.YAMLError, with_line: bool = True) -> str:
 
 
 def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()) -> None:
-    """Merge `given` into `into` in place, noting who gave what."""
+    """Merge `given` into `into` in place, and note which source gave each place."""
     for key, value in given.items():
         place, old = (*at, str(key)), into.get(key)
         sources[place] = source
@@ -139,28 +137,28 @@ def _merge(into: dict, given: dict, source: str, sources: Sources, at: Keys = ()
         _merge(into[key], value, source, sources, place)
 
 
-def _place(error: dict) -> Keys:
-    """Where an error is, as a user would write it: without pydantic's own marks in the path."""
+def _place(error: ErrorDetails) -> Keys:
+    """The place of an error as a user would write it, without pydantic's own marks."""
     keys = [str(part) for part in error["loc"] if part != "[key]"]
     if len(keys) > 1 and keys[1] in CHOICES.get(keys[0], ()):
         del keys[1]
     return tuple(keys)
 
 
-def _line(error: dict, tree: dict, sources: Sources, files: str) -> str:
+def _line(error: ErrorDetails, tree: dict, sources: Sources, files: str) -> str:
     """One error of pydantic as one line for the user."""
     place = _place(error)
-    known = next((place[:end] for end in range(len(place), 0, -1) if place[:end] in sources), None)
-    return f"{sources.get(known, files)}: {_complaint(error, place, tree)}"
+    source = next((sources[place[:end]] for end in range(len(place), 0, -1) if place[:end] in sources), files)
+    return f"{source}: {_complaint(error, place, tree)}"
 
 
-def _complaint(error: dict, place: Keys, tree: dict) -> str:
-    name, got = ".".join(place), _shown(error["input"])
+def _complaint(error: ErrorDetails, place: Keys, tree: dict) -> str:
+    name, got, context = ".".join(place), _shown(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
             return _unknown("key", place[-1], _valid_keys(error["loc"]))
         case "literal_error" if error["loc"][-1] == "[key]":
-            return _unknown("key", place[-1], re.findall("'(.*?)'", error["ctx"]["expected"]))
+            return _unknown("key", place[-1], re.findall("'(.*?)'", context["expected"]))
         case "union_tag_invalid":
             return _unknown(name, str(tree[name]["name"]), sorted(CHOICES[name]))
         case "union_tag_not_found":
@@ -168,7 +166,7 @@ def _complaint(error: dict, place: Keys, tree: dict) -> str:
         case "missing":
             return f"{name} is missing"
         case "value_error":
-            return f"{name}: {error['ctx']['error']}"
+            return f"{name}: {context['error']}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{name} must be a section of settings (got {got})"
     reason = error["msg"].replace("Input should", "must").split(", unable to parse")[0]
@@ -207,7 +205,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _other_problems(tree: dict, bad: Sequence[Keys], processes: int) -> list[str]:
-    """What is wrong between the fields that are right, when some are not."""
+    """Problems between the valid fields, when other fields are invalid."""
     for *keys, last in bad:
         section: Any = tree
         for key in keys:
@@ -227,7 +225,7 @@ def _other_problems(tree: dict, bad: Sequence[Keys], processes: int) -> list[str
 
 
 def _unchecked(annotation: Any, value: Any) -> Any:
-    """`value` as the sections that it would be if all were right; also within lists, mappings and `Section | None`."""
+    """`value` as unchecked sections; also within lists, mappings and `Section | None`."""
     inner = get_args(annotation)
     if isinstance(value, list):
         return [_unchecked(inner[0] if inner else None, each) for each in value]

@@ -1,4 +1,4 @@
-"""The base of every section of the settings, and what makes a choice of several sections."""
+"""The base class of all sections of the settings, and the type of a section that is chosen by name."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Union, get_args
@@ -21,6 +21,4 @@ def by_name(sections: Sequence[type[Section]]) -> dict[str, type[Section]]:
 
 def one_of(sections: Sequence[type[Section]]) -> Any:
     """The type of a field that holds one of the sections, chosen by its `name`."""
-    if len(sections) == 1:  # pydantic wants at least two to choose from
-        return sections[0]
     return Annotated[Union[tuple(sections)], Field(discriminator="name")]  # noqa: UP007, made of what exists

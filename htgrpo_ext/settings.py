@@ -1,7 +1,6 @@
-"""The whole configuration of a run, put together from the sections of its parts. configs/ says what each field means.
+"""All settings of a run, composed of the sections that its parts own. The files in configs/ explain each field.
 
-Nothing here loads torch. Everything is checked before anything is loaded; `problems` finds what no single field can
-know.
+Nothing here imports torch. Each field is checked on its own; `problems` checks the fields against each other.
 """
 
 from pathlib import Path
@@ -11,6 +10,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from htgrpo_ext.backbones import BACKBONES
 from htgrpo_ext.backbones.settings import ModelSection
+from htgrpo_ext.benchmarks import BENCHMARKS, AnyBenchmark
+from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.methods import METHODS
 from htgrpo_ext.methods.base import Method
 from htgrpo_ext.prompts.settings import PromptSource
@@ -19,10 +20,16 @@ from htgrpo_ext.rollouts.settings import RolloutSettings
 from htgrpo_ext.section import Section, by_name, one_of
 
 # The sections that a name chooses, with what it may choose from.
-CHOICES: dict[str, dict[str, type[Section]]] = {"method": by_name(METHODS), "model": by_name(BACKBONES)}
+CHOICES: dict[str, dict[str, type[Section]]] = {
+    "method": by_name(METHODS),
+    "model": by_name(BACKBONES),
+    "eval": by_name(BENCHMARKS),
+}
+HELD_OUT = 40  # prompts of each task of the micro world that RL does not see, where no evaluation says how many
 
 if TYPE_CHECKING:
-    AnyModel, AnyMethod = ModelSection, Method
+    AnyModel = ModelSection
+    AnyMethod = Method
 else:
     AnyModel, AnyMethod = one_of(BACKBONES), one_of(METHODS)
 
@@ -45,21 +52,17 @@ class LoopSettings(Section):
     save_minutes: PositiveFloat | None = 30.0
 
 
-class EvalSettings(Section):
-    prompts_per_task: Annotated[int, Field(ge=1, le=80)]  # the smallest task has 90 in all; RL needs some
-    images_per_prompt: PositiveInt
-    seed: NonNegativeInt
-
-
 class LogSettings(Section):
     tensorboard: bool
     wandb: bool
 
 
 class RunSettings(Section):
-    """One run. `out` is its folder; `name` is made of model, method and seed when it is not given.
+    """One run.
 
-    label  what the method is called in that name, where its own name does not say it: ablations, AGRPO
+    name   of the run; made of model, label and seed if it is not given
+    label  of the method in that name and in comparisons, for ablations and AGRPO; the method's name if it is not given
+    out    folder of the run; runs/NAME if it is not given
     """
 
     name: str | None = None
@@ -72,7 +75,7 @@ class RunSettings(Section):
     loop: LoopSettings
     prompts: list[PromptSource]
     reward: RewardSettings
-    eval: EvalSettings
+    eval: AnyBenchmark | None = None  # None: the run is not evaluated
     log: LogSettings
 
     @field_validator("name", "label")
@@ -99,11 +102,11 @@ class RunSettings(Section):
 
     @property
     def held_out(self) -> int:
-        """Prompts of each task of the micro world that the evaluation keeps for itself."""
-        return self.eval.prompts_per_task
+        """Prompts of each task of the micro world that RL does not see: MicroEval's, where the run has it."""
+        return self.eval.prompts_per_task if isinstance(self.eval, MicroEval) else HELD_OUT
 
     def problems(self, processes: int = 1) -> list[str]:
-        """Everything that is wrong between fields, one line each; empty when all is well."""
+        """What is wrong between fields, one line each; empty if nothing is."""
         found = self.method.problems(self.loop.updates_per_rollout, self.model.num_image_tokens)
         shares, prompts = processes * self.loop.micro_batches, self.rollout.prompts_per_cycle
         if prompts % shares:
@@ -112,6 +115,10 @@ class RunSettings(Section):
                 "micro-batches (rollout.prompts_per_cycle, loop.micro_batches)"
             )
         found += self.model.problems()
+        if self.eval and self.eval.world not in (None, self.model.world):
+            found.append(
+                f"{self.eval.title} reads codes of the {self.eval.world} world, not images of {self.model.name} (eval)"
+            )
         for term in self.reward.terms:
             if term.in_process and term.in_process.world not in (None, self.model.world):
                 found.append(

@@ -1,4 +1,4 @@
-"""Files, overrides and their checks: what is merged, what is refused, and in which words."""
+"""YAML files and overrides: how they are merged, and the line that refuses each mistake."""
 
 from pathlib import Path
 
@@ -34,7 +34,9 @@ def written(folder: Path, text: str, name: str = "mine.yaml") -> Path:
 def test_every_method_file_loads_with_the_model(file):
     settings = load_settings([MODEL, file])
     assert settings.run_name == f"micro-{file.stem}-s0"
-    assert set(yaml.safe_load(file.read_text())["method"]) == set(type(settings.method).model_fields)  # none left out
+    assert set(yaml.safe_load(file.read_text())["method"]) == set(
+        type(settings.method).model_fields
+    )  # every field is written out
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("ablation/*.yaml")), ids=lambda f: f.stem)
@@ -102,7 +104,7 @@ FINITE = st.floats(1e-9, 1e9)
     st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
     st.sampled_from([None, Path("runs/a b"), Path("/somewhere/é")]),
 )
-def test_what_is_saved_is_read_back_equal(tmp_path_factory, method, name, rate, betas, out):
+def test_saved_settings_load_back_equal(tmp_path_factory, method, name, rate, betas, out):
     settings = load_settings([MODEL, method])
     loop = settings.loop.model_copy(update={"learning_rate": rate, "adam_betas": betas})
     settings = settings.model_copy(update={"loop": loop, "name": name, "out": out})
@@ -182,19 +184,19 @@ def test_a_wrong_setting_is_one_line(override, line):
     assert errors([MODEL, HTGRPO], [override]) == [f"--set {override}: {line}"]
 
 
-def test_an_unlike_method_is_answered_with_the_list():
+def test_an_unknown_method_lists_all_methods():
     assert errors([MODEL, HTGRPO], ["method.name=ppo"]) == [
         "--set method.name=ppo: unknown method `ppo` (one of d1, htgrpo, maskgrpo, maskgrpo-fixed, tracegrpo, unigrpo)"
     ]
 
 
-def test_an_ablation_of_htgrpo_does_not_pass_silently_over_another_method():
+def test_an_ablation_of_htgrpo_is_refused_with_another_method():
     file = CONFIGS / "ablation/a5-uniform-credit.yaml"
     found = errors([MODEL, CONFIGS / "method/maskgrpo.yaml", file])
     assert len(found) == 2 and all(line.startswith(f"{file}: unknown key `") for line in found)
 
 
-def test_what_is_missing_is_said_with_the_files_that_lack_it(tmp_path):
+def test_a_missing_setting_names_the_files(tmp_path):
     assert errors([MODEL]) == [f"{MODEL}: method is missing"]
     assert "method.name is missing" in errors([MODEL, written(tmp_path, "method: {structure_ratio: 0.3}")])[0]
     file = written(tmp_path, "model: {name: micro, tuning: full}")
@@ -222,7 +224,7 @@ def test_what_is_missing_is_said_with_the_files_that_lack_it(tmp_path):
         ),
     ],
 )
-def test_what_no_single_field_knows_is_one_line(overrides, processes, line):
+def test_a_problem_between_fields_is_one_line(overrides, processes, line):
     assert errors([MODEL, HTGRPO], overrides, processes) == [line]
 
 
@@ -239,7 +241,7 @@ def test_all_problems_are_reported_at_once():
     ]
 
 
-def test_a_wrong_field_does_not_set_off_a_second_complaint():
+def test_one_wrong_field_is_reported_once():
     assert len(errors([MODEL, HTGRPO], ["method.budget.global=two"])) == 1
     assert len(errors([MODEL, HTGRPO], ["loop.updates_per_rollout=none"])) == 1
     assert len(errors([MODEL, HTGRPO], ["method=1", "loop=2"])) == 2
@@ -264,7 +266,7 @@ def test_files_that_cannot_be_read_are_one_line_each(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("reward/*.yaml")), ids=lambda f: f.stem)
 @pytest.mark.parametrize("model", ["micro", "lumina"])
-def test_every_reward_file_goes_with_every_model(model, file):
+def test_every_reward_file_loads_with_every_model(model, file):
     settings = load_settings([CONFIGS / "model" / f"{model}.yaml", file, HTGRPO])
     assert [t.name for t in settings.reward.terms] == [
         t["name"] for t in yaml.safe_load(file.read_text())["reward"]["terms"]
@@ -285,7 +287,7 @@ def test_the_micro_verifier_is_refused_for_other_models():
     assert len(both) == 2 and both[1] == found[0]
 
 
-def test_a_run_goes_on_with_its_rewards_elsewhere_but_not_with_others():
+def test_a_run_resumes_with_moved_rewards_but_not_with_other_rewards():
     def with_terms(*terms: str):
         return load_settings([MODEL, HTGRPO], [f"reward.terms=[{', '.join(terms)}]", "out=run"])
 
@@ -296,3 +298,21 @@ def test_a_run_goes_on_with_its_rewards_elsewhere_but_not_with_others():
     for other in (clip % ", options: {model: ViT-H-14}", clip % ", scale: 2"):
         with pytest.raises(UserError, match=r"^run: the run there has reward.terms"):
             refuse_other_settings(with_terms(other, partial % ""), then)
+
+
+def test_an_unknown_benchmark_is_named():
+    assert errors([MODEL, HTGRPO], ["eval={name: microevil}"]) == [
+        "--set eval={name: microevil}: unknown eval `microevil` (did you mean `microeval`?)"
+    ]
+
+
+def test_a_benchmark_of_another_models_codes_is_refused():
+    section = "eval={name: microeval, prompts_per_task: 1, images_per_prompt: 1, seed: 0}"
+    assert errors([CONFIGS / "model/mmada.yaml", HTGRPO], [section]) == [
+        "MicroEval reads codes of the micro world, not images of mmada (eval)"
+    ]
+
+
+@pytest.mark.parametrize("held_out, override", [(3, "eval.prompts_per_task=3"), (40, "eval=null")])
+def test_rl_leaves_out_the_prompts_of_the_evaluation(held_out, override):
+    assert load_settings([MODEL, HTGRPO], [override]).held_out == held_out

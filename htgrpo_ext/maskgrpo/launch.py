@@ -20,12 +20,14 @@ from torch.utils.data import Dataset
 
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.mmada.backbone import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.maskgrpo.checkpoints import complete_checkpoints, refuse_damaged
 from htgrpo_ext.maskgrpo.extension import Extension
 from htgrpo_ext.maskgrpo.patches.series import require_applied
+from htgrpo_ext.methods.remasking import MaskGRPO
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import save_weights
@@ -120,7 +122,7 @@ def published_config(settings: RunSettings) -> dict:
     return dict(
         cfg_scale=settings.rollout.guidance,
         generation_batch_size=1,
-        min_mask_rate=settings.method.min_mask_rate,
+        min_mask_rate=cast(MaskGRPO, settings.method).min_mask_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=settings.loop.warmup_updates,
     )
@@ -128,7 +130,7 @@ def published_config(settings: RunSettings) -> dict:
 
 def is_published(settings: RunSettings) -> bool:
     """Whether the run is MaskGRPO as published. Its code knows MMaDA's ids only."""
-    return settings.method.name == "maskgrpo" and settings.model.name == "mmada"
+    return isinstance(settings.method, MaskGRPO) and isinstance(settings.model, Mmada)
 
 
 def published_problems(settings: RunSettings) -> list[str]:
@@ -153,7 +155,7 @@ def published_parts(settings: RunSettings, device: torch.device) -> dict:
     from training.prompting_utils import UniversalPrompting  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer, set_seed
 
-    section = settings.model
+    section = cast(Mmada, settings.model)
     set_seed(settings.seed)
     model = MMadaModelLM.from_pretrained(section.checkpoint, torch_dtype=getattr(torch, section.dtype)).to(device)
     vq_model = cast(Any, magvit_class()).from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)
@@ -162,7 +164,7 @@ def published_parts(settings: RunSettings, device: torch.device) -> dict:
     model.config.use_cache = False
     return dict(
         model=model,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **section.lora_keywords()),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **(section.lora_keywords() or {})),
         processing_class=prompting.text_tokenizer,
         uni_processing_class=prompting,
         vq_model=vq_model,

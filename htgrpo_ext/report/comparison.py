@@ -16,27 +16,12 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from htgrpo_ext.benchmarks.aggregate import aggregate
+from htgrpo_ext.benchmarks import Benchmark, benchmark_of
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import write_atomically
 from htgrpo_ext.report.curves import SMOOTHED_CYCLES, STYLE, running_mean
-from htgrpo_ext.report.folder import read_metrics, read_prompts, read_scored, read_summary, write_atomically
+from htgrpo_ext.report.folder import read_config, read_metrics, read_prompts, read_scored, read_summary
 
-# GenEval of the paper's Table 3 for MMaDA, by label: its six tasks in order, and overall. Elsewhere a dash.
-PAPER_TASKS = {  # with the headings used there
-    "single_object": "single",
-    "two_object": "two",
-    "counting": "counting",
-    "colors": "colors",
-    "position": "position",
-    "color_attr": "attribute",
-}
-PAPER = {
-    "base": (0.96, 0.60, 0.45, 0.81, 0.14, 0.25, 0.56),
-    "unigrpo": (0.99, 0.76, 0.61, 0.84, 0.20, 0.37, 0.63),
-    "maskgrpo": (0.99, 0.85, 0.66, 0.89, 0.73, 0.69, 0.80),
-    "tracegrpo": (1.00, 0.87, 0.72, 0.92, 0.64, 0.62, 0.79),
-    "htgrpo": (1.00, 0.92, 0.77, 0.90, 0.73, 0.66, 0.83),
-}
-PAPER_NOTE = "As printed there; the base row's tasks average 0.535, not 0.56. Another model, another evaluation."
 INTERVALS = (
     "Scores are means over seeds; gains are medians over seeds. Intervals: 95 %, bootstrap that draws seeds with "
     "replacement, and prompts with replacement within each task, the same prompts for all seeds; with few seeds they "
@@ -50,35 +35,48 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#55
 def write_comparison(folders: Sequence[Path], out: Path, console: Console) -> dict:
     """Write compare.json, compare.md and compare.png for finished runs, in the order given, and print the table.
 
-    Returns what compare.json holds: every run's summary, and the methods' numbers over their seeds.
+    Returns what compare.json holds: every run's summary, and the methods' numbers over their seeds. Raises UserError
+    if the runs were not all evaluated by one benchmark with equal settings.
     """
+    benchmark = benchmark_of(read_config(folders[0]))
+    unlike = [folder for folder in folders if benchmark_of(read_config(folder)) != benchmark]
+    if benchmark is None or unlike:
+        raise UserError(f"{[*unlike, folders[0]][0]}: only runs that were evaluated alike can be compared (eval)")
     grouped: dict[str, list[Path]] = {}
     for folder in folders:
         grouped.setdefault(read_summary(folder)["label"], []).append(folder)
-    methods = {label: _over_seeds(of_method) for label, of_method in grouped.items()}
+    methods = {label: _over_seeds(of_method, benchmark) for label, of_method in grouped.items()}
+    published = benchmark.published.rows if benchmark.published else {}
+    columns = (*benchmark.task_names, "overall")
     result = {
         "runs": [read_summary(folder) for folder in folders],
         "base": _base(folders[0]),
         "methods": methods,
         "intervals": INTERVALS,
         "paper": {
-            label: dict(zip((*PAPER_TASKS, "overall"), PAPER[label], strict=True))
+            label: dict(zip(columns, published[label], strict=True))
             for label in ("base", *methods)
-            if label in PAPER
+            if label in published
         },
     }
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "compare.json", json.dumps(result, indent=2) + "\n")
-    scores, cost, paper = _score_rows(result), _cost_rows(result), _paper_rows(result)
+    scores, cost = _score_rows(result, benchmark), _cost_rows(result)
     together = [[*row, *rest[1:]] for row, rest in zip(scores, cost, strict=True)]
-    words = f"{INTERVALS} {FORWARDS}"
-    write_atomically(
-        out / "compare.md",
-        f"# MicroEval\n\n{_markdown(together)}\n\n{words}\n\n"
-        f"# The paper's GenEval, MMaDA\n\n{_markdown(paper)}\n\n{PAPER_NOTE}\n\n![](compare.png)\n",
-    )
-    _draw(grouped, result, out / "compare.png")
-    _print(console, together, scores, cost, paper)
+    words, markdown = f"{INTERVALS} {FORWARDS}", _markdown(together)
+    # One table where the terminal is wide enough, else scores and cost one after the other.
+    one = _table(together, benchmark.title)
+    wide = Measurement.get(console, console.options.update(width=1000), one).maximum <= console.width
+    tables = [one] if wide else [_table(scores, benchmark.title), _table(cost, "Cost")]
+    text = f"# {benchmark.title}\n\n{markdown}\n\n{words}\n\n"
+    if benchmark.published:
+        rows, title = _published_rows(result, benchmark), benchmark.published.title
+        text += f"# {title}\n\n{_markdown(rows)}\n\n{benchmark.published.note}\n\n"
+        tables.append(_table(rows, title))
+    write_atomically(out / "compare.md", f"{text}![](compare.png)\n")
+    _draw(grouped, result, benchmark.title, out / "compare.png")
+    for table in tables:
+        console.print(table)
     console.print(f"{words}\n{out / 'compare.md'}", highlight=False, soft_wrap=True)
     return result
 
@@ -86,13 +84,13 @@ def write_comparison(folders: Sequence[Path], out: Path, console: Console) -> di
 # --- numbers ---------------------------------------------------------------------------------------------------
 
 
-def _over_seeds(folders: Sequence[Path]) -> dict:
+def _over_seeds(folders: Sequence[Path], benchmark: Benchmark) -> dict:
     """One method's runs, one per seed."""
     summaries = [read_summary(folder) for folder in folders]
-    prompts, noise = read_prompts(folders[0]), summaries[0]["seed"]
+    prompts, resampling = read_prompts(folders[0]), benchmark.model_copy(update={"seed": summaries[0]["seed"]})
     trained_SQI = np.stack([read_scored(folder, "trained").correct_QI for folder in folders]).astype(float)
     base_SQI = np.stack([read_scored(folder, "base").correct_QI for folder in folders])
-    scores, gain = aggregate(prompts, trained_SQI, noise), aggregate(prompts, trained_SQI - base_SQI, noise)["overall"]
+    scores, gain = (resampling.summarise(prompts, values) for values in (trained_SQI, trained_SQI - base_SQI))
     forwards = {kind: mean(s["forwards"].get(kind, 0) / max(1, s["cycles"]) for s in summaries) for kind in KINDS}
     spent = [s["seconds"] for s in summaries]
     return {
@@ -103,7 +101,7 @@ def _over_seeds(folders: Sequence[Path]) -> dict:
             task: _spread(score, [s["trained"]["tasks"][task]["score"] for s in summaries])
             for task, score in scores["tasks"].items()
         },
-        "gain": _spread(gain, [s["gain"] for s in summaries]),
+        "gain": _spread(gain["overall"], [s["gain"] for s in summaries]),
         "forwards_per_cycle": forwards | {"total": sum(forwards.values())},
         "seconds": {
             "score_and_update": mean(part.get("score", 0.0) + part.get("update", 0.0) for part in spent),
@@ -134,9 +132,9 @@ def _short(score: float, sign: str = "") -> str:
     return f"{score:{sign}.2f}".replace("0.", ".", 1) if abs(round(score, 2)) < 1 else f"{score:{sign}.2f}"
 
 
-def _score_rows(result: dict) -> list[list[str]]:
+def _score_rows(result: dict, benchmark: Benchmark) -> list[list[str]]:
     tasks = list(result["base"]["tasks"])
-    rows = [["method", *map(PAPER_TASKS.get, tasks), "overall", "median gain"]]
+    rows = [["method", *map(benchmark.task_words, tasks), "overall", "median gain"]]
     for label, numbers in {"base": result["base"], **result["methods"]}.items():
         low, high = numbers["overall"]["interval"]
         cells = []
@@ -158,10 +156,11 @@ def _cost_rows(result: dict) -> list[list[str]]:
     return rows
 
 
-def _paper_rows(result: dict) -> list[list[str]]:
-    rows = [["method", *PAPER_TASKS.values(), "overall"]]
+def _published_rows(result: dict, benchmark: Benchmark) -> list[list[str]]:
+    rows = [["method", *benchmark.task_names.values(), "overall"]]
     for label in ("base", *result["methods"]):
-        rows.append([label, *(map(_short, PAPER[label]) if label in PAPER else ["–"] * 7)])
+        published = result["paper"].get(label, {}).values()
+        rows.append([label, *(map(_short, published) if published else "–" * (len(rows[0]) - 1))])
     return rows
 
 
@@ -180,24 +179,17 @@ def _table(rows: list[list[str]], title: str) -> Table:
     return table
 
 
-def _print(console: Console, together: list, scores: list, cost: list, paper: list) -> None:
-    """One table where the terminal is wide enough, else scores and cost one after the other; then the paper's."""
-    one = _table(together, "MicroEval")
-    wide = Measurement.get(console, console.options.update(width=1000), one).maximum <= console.width
-    for table in [one] if wide else [_table(scores, "MicroEval"), _table(cost, "Cost")]:
-        console.print(table)
-    console.print(_table(paper, "The paper's GenEval, MMaDA"))
-
-
 # --- figure ----------------------------------------------------------------------------------------------------
 
 
-def _draw(grouped: dict[str, list[Path]], result: dict, path: Path) -> None:
+def _draw(grouped: dict[str, list[Path]], result: dict, title: str, path: Path) -> None:
     """Learning curves (mean and range over seeds), and score against the seconds that tell methods apart."""
     cycles = {label: [read_metrics(folder)[1] for folder in folders] for label, folders in grouped.items()}
     everything = [entry for runs in cycles.values() for run in runs for entry in run]
-    key = "verdict_mean" if all("verdict_mean" in entry for entry in everything) else "reward_mean"
-    with matplotlib.rc_context(STYLE | {"font.size": 10}):
+    # The first reward of all runs rather than their mixture, whose weights and scales may differ.
+    common = [key for key in everything[0] if key.endswith("_mean") and all(key in entry for entry in everything)]
+    key = next((key for key in common if key != "reward_mean"), "reward_mean")
+    with matplotlib.rc_context({**STYLE, "font.size": 10}):
         figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=110)
         learning, cost = figure.subplots(1, 2)
         for i, (label, numbers) in enumerate(result["methods"].items()):
@@ -221,7 +213,7 @@ def _draw(grouped: dict[str, list[Path]], result: dict, path: Path) -> None:
         cost.axhline(base, color="#9aa3ad", linestyle=":", linewidth=1.5)
         cost.annotate("base", (0.99, base), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                       ha="right", fontsize=8.5, color="#66707a")  # fmt: skip
-        cost.set(xlabel="seconds in scoring and updates, a run", title="MicroEval overall after training")
+        cost.set(xlabel="seconds in scoring and updates, a run", title=f"{title} overall after training")
         spent = [numbers["seconds"]["score_and_update"] for numbers in result["methods"].values()]
         if min(spent) > 0 and max(spent) > 8 * min(spent):
             cost.set_xscale("log")

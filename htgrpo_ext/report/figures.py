@@ -1,26 +1,27 @@
 """Pictures of evaluated images: contact sheets, and the before and after of a README.
 
-Q prompts, I images per prompt, N image tokens.
+Q prompts, I images per prompt.
 """
 
 from pathlib import Path
+from typing import cast
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from htgrpo_ext.micro.decoder import decode_codes
-from htgrpo_ext.pixels import to_image
-from htgrpo_ext.report.folder import Scored, read_prompts, read_scored
+from htgrpo_ext.benchmarks import Benchmark, benchmark_of
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.report.folder import Scored, read_config, read_prompts, read_scored
 
 RIGHT, WRONG, INK = "#1a9850", "#d73027", "#222222"
 IMAGES_SHOWN = 4
 
 
-def pictures(codes_BN: NDArray) -> list[Image.Image]:
-    """The pictures of B images given as codes [B, N]."""
-    return [to_image(pixels) for pixels in decode_codes(torch.from_numpy(codes_BN.astype(np.int64)))]
+def pictures(benchmark: Benchmark, scored: Scored, place: int, side: int) -> list[Image.Image]:
+    """The first images of the prompt at `place`, made no wider and no higher than `side` pixels."""
+    images = benchmark.show(scored.kept_QI[place, :IMAGES_SHOWN])
+    for image in images:
+        image.thumbnail((side, side))
+    return images
 
 
 def first_of_each_task(prompts: list[dict], count: int) -> dict[str, list[int]]:
@@ -33,10 +34,8 @@ def first_of_each_task(prompts: list[dict], count: int) -> dict[str, list[int]]:
     return places
 
 
-def task_name(task: str) -> str:
-    """A task's name to read: two_object -> two objects."""
-    names = {"two_object": "two objects", "color_attr": "color attribution"}
-    return names.get(task, task.replace("_", " "))
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # a bitmap only where no size is given
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
@@ -61,7 +60,7 @@ def contact_sheet(
 
     scale  how many times as large to draw the images, with borders and text to match
     """
-    gap, border, font = 6 * scale, 3 * scale, ImageFont.load_default(11 * scale)
+    gap, border, font = 6 * scale, 3 * scale, _font(11 * scale)
     width, height = (scale * length for length in images[0].size)
     cell = width + 2 * border
     wrapped = [_wrap(caption, cell - border, font) for caption in captions or [""] * len(images)]
@@ -86,12 +85,15 @@ def contact_sheet(
 def write_before_after(folder: Path, out: Path) -> None:
     """A PNG of 1200 px for a README: the first prompt of each task, drawn by the base and by the trained model.
 
-    Both from the same noise; green borders are right by the strict verdict, red ones wrong.
+    Both from the same noise; images with a green border are correct, with a red one not. Raises UserError for a run
+    without a benchmark.
     """
-    prompts = read_prompts(folder)
+    benchmark, prompts = benchmark_of(read_config(folder)), read_prompts(folder)
+    if benchmark is None:
+        raise UserError(f"{folder}: the run has no evaluation, so there are no images before and after")
     base, trained = read_scored(folder, "base"), read_scored(folder, "trained")
     places = [first for (first,) in first_of_each_task(prompts, 1).values()]
-    blocks = [_block(prompts[place], base, trained, place) for place in places]
+    blocks = [_block(benchmark, prompts[place], [base, trained], place) for place in places]
     side = 600
     rows = -(-len(blocks) // 2)
     height = blocks[0].height + 14
@@ -102,21 +104,21 @@ def write_before_after(folder: Path, out: Path) -> None:
     sheet.quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
-def _block(prompt: dict, base: Scored, trained: Scored, place: int) -> Image.Image:
+def _block(benchmark: Benchmark, prompt: dict, both: list[Scored], place: int) -> Image.Image:
     """One prompt: its words, a row of images before and a row after."""
     rows = []
-    for scored in (base, trained):
+    for scored in both:
         borders = [RIGHT if right else WRONG for right in scored.correct_QI[place, :IMAGES_SHOWN]]
-        rows.append(contact_sheet(pictures(scored.codes_QIN[place, :IMAGES_SHOWN]), IMAGES_SHOWN, None, borders))
+        rows.append(contact_sheet(pictures(benchmark, scored, place, 128), IMAGES_SHOWN, None, borders))
     head, margin = 44, 26
     block = Image.new("RGB", (margin + rows[0].width, head + 2 * rows[0].height), "white")
     draw = ImageDraw.Draw(block)
-    draw.text((margin + 6, 2), task_name(prompt["tag"]), "#777777", ImageFont.load_default(14))
-    draw.text((margin + 6, 20), prompt["prompt"], INK, ImageFont.load_default(17))
+    draw.text((margin + 6, 2), benchmark.task_words(prompt["tag"]), "#777777", _font(14))
+    draw.text((margin + 6, 20), prompt["prompt"], INK, _font(17))
     for i, (row, name) in enumerate(zip(rows, ("before", "after"), strict=True)):
         top = head + i * row.height
         block.paste(row, (margin, top))
         label = Image.new("RGB", (row.height, margin), "white")
-        ImageDraw.Draw(label).text((row.height // 2, margin // 2), name, INK, ImageFont.load_default(15), anchor="mm")
+        ImageDraw.Draw(label).text((row.height // 2, margin // 2), name, INK, _font(15), anchor="mm")
         block.paste(label.rotate(90, expand=True), (0, top))
     return block

@@ -3,7 +3,7 @@
 B rollouts, N image tokens.
 """
 
-from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.base import Denoiser
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import SAMPLERS, Rollout, guided
@@ -12,7 +12,7 @@ from htgrpo_ext.rollouts.settings import RolloutSettings
 
 
 def generate(
-    backbone: Backbone, forward: SharedForward, prompts: Prompts, draws: Draws, settings: RolloutSettings
+    backbone: Denoiser, forward: SharedForward, prompts: Prompts, draws: Draws, settings: RolloutSettings
 ) -> Rollout:
     """Sample one image for each of B prompt rows.
 

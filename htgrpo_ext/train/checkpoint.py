@@ -6,7 +6,6 @@ It holds no generator's state: every draw is derived from (seed, purpose, cycle,
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import sync_tree
 
 NAME = re.compile(r"cycle-(\d{6,})")
 
@@ -29,14 +29,6 @@ class Saved(NamedTuple):
     cycle: int  # cycles done
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
-
-
-def sync_tree(folder: Path) -> None:
-    """Force a folder's files to disk, so that their contents are there before a rename is."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.core.objective import Objective
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import RolloutBatch, Update
+from htgrpo_ext.files import write_atomically
 from htgrpo_ext.pixels import levels_image, to_image, to_levels
 from htgrpo_ext.rewards.mix import JudgedBatch
 from htgrpo_ext.train.processes import gathered
@@ -88,13 +89,12 @@ def save_shown_rollout(
     to_image(backbone.decode(rollout.codes_BN[:1])[0]).save(folder / "rollout.png")
     np.savez_compressed(
         folder / "rollout.npz",
-        codes=rollout.codes_BN[0].cpu().numpy(),
         rank=batch.rank_BN[0].cpu().numpy(),
         supports=np.stack([update.target_BN[0].cpu().numpy() for update in updates]),
         stages=np.array([update.stage for update in updates]),
         grid=np.array(backbone.grid),
     )
-    (folder / "rollout.json").write_text(json.dumps({"prompt": task["prompt"], "reward": reward}))
+    write_atomically(folder / "rollout.json", json.dumps({"prompt": task["prompt"], "reward": reward}))
 
 
 def save_pictures(run: Run, cycle: int, tasks: Sequence[Mapping], pixels: Callable[[], Tensor]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.base import Denoiser
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.objective import Judged, LogProbs, Objective, policy_objective
 from htgrpo_ext.core.order import generation_rank
@@ -34,7 +34,7 @@ def plan_updates(
 
 def score_micro_batches(
     settings: RunSettings,
-    backbone: Backbone,
+    backbone: Denoiser,
     forward: SharedForward,
     prompts: Prompts,
     codes_BN: Tensor,
@@ -52,7 +52,7 @@ def score_micro_batches(
 
 def score(
     settings: RunSettings,
-    backbone: Backbone,
+    backbone: Denoiser,
     forward: SharedForward,
     prompts: Prompts,
     codes_BN: Tensor,
@@ -81,7 +81,7 @@ class BatchScores:
     def __init__(
         self,
         forward: SharedForward,
-        backbone: Backbone,
+        backbone: Denoiser,
         prompts: Prompts,
         codes_BN: Tensor,
         updates: Sequence[Update],

@@ -67,13 +67,17 @@ def plan(
 ) -> list[Planned]:
     """The runs in the order of the table: methods as given, seeds 0, 1, ... of each.
 
-    Raises UserError if two methods share a label, or a folder holds a run with other settings.
+    Raises UserError if the runs have no evaluation to compare, two methods share a label, or a folder holds a run
+    with other settings.
     """
     runs: list[Planned] = []
     labelled: dict[str, Path] = {}
     for method in methods:
         given = [*files, method]
-        label = method_label(load_settings(given, list(overrides)))
+        settings = load_settings(given, list(overrides))
+        label = method_label(settings)
+        if settings.eval is None:
+            raise UserError(f"{method}: runs are compared by their evaluation, and these would have none (eval)")
         if label in labelled:
             raise UserError(f"{labelled[label]} and {method} are both labelled `{label}`; set `label` in one of them")
         labelled[label] = method

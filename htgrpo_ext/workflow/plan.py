@@ -1,7 +1,7 @@
-"""What a configuration will do, found out without loading weights: updates, forwards, batches, memory.
+"""What a run will do: updates, forwards, batches, memory. No weights are loaded.
 
-Forwards are measured, not computed: the first cycle's method, sampler, scoring and estimator run as in training, on
-a model that answers zeros and costs nothing.
+Forwards are counted, not derived: method, sampler, scoring and estimator of the first cycle run as in training, on a
+stand-in model that returns zeros.
 
 P prompts, G rollouts per prompt, B = P*G, N image tokens, V codebook, T denoising steps, K updates, U rows,
 M wanted positions.
@@ -34,11 +34,11 @@ STUB_CODES = 32  # the stub's codebook: enough that two rollouts hardly ever sho
 
 
 class Device(NamedTuple):
-    """Accelerators of one kind; `flops` is the maker's figure for dense bfloat16."""
+    """Accelerators of one kind, one process each; `flops` is the maker's figure for dense bfloat16, per second."""
 
     name: str
-    count: int
-    memory: int
+    processes: int
+    memory: int  # bytes
     flops: float
 
 
@@ -47,7 +47,7 @@ DEVICES = (Device("8 x A100-80G", 8, 80 * 10**9, 312e12), Device("1 x H200", 1, 
 
 
 class PlannedUpdate(NamedTuple):
-    """Update k: its supports' smallest and largest size over the rollouts, and its views."""
+    """Update k: smallest and largest support size over the rollouts, and the number of views."""
 
     stage: str
     rate: float | None  # gamma, of HT-GRPO
@@ -57,45 +57,45 @@ class PlannedUpdate(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Rows are forwards of one row of prompt and image, over one cycle of all P prompts."""
+    """The plan of one cycle over all P prompts; a row is one prompt with one canvas."""
 
     settings: RunSettings
     updates: list[PlannedUpdate]
-    naive: dict[str, int]  # rows by kind if every rollout, view and update had its own, old and reference included
-    rows: dict[str, int]  # rows by kind as they are run
-    rows_at_once: int  # most rows with gradient that one micro-batch holds
+    naive: dict[str, int]  # rows by kind without sharing: one for each rollout, view and update
+    rows: dict[str, int]  # rows by kind, with equal rows shared
+    rows_at_once: int  # most rows with gradient in one micro-batch
     memory: dict[str, int]  # bytes by part
     sizes: Sizes
 
     def cost(self, rows: dict[str, int]) -> int:
-        """Rows with the backward included, in units of one forward."""
+        """Cost of these rows, backward included, in forwards of one row."""
         return sum(COST[kind] * rows[kind] for kind in KINDS)
 
     def peak_memory(self) -> int:
-        """Bytes; rollout and update do not happen at the same time."""
+        """Peak memory in bytes. Rollout and update do not overlap, so the larger of the two counts."""
         last = self.memory["logits"] + self.memory["activations"]
         rest = sum(size for part, size in self.memory.items() if part != ROLLOUT) - last
         return rest + max(last, self.memory.get(ROLLOUT, 0))
 
 
 class Simulated(NamedTuple):
-    """One cycle without a model."""
+    """One cycle on the stand-in model."""
 
     updates: list[Update]
     rows: dict[str, int]  # by kind
-    rows_at_once: int  # most rows with gradient that one micro-batch holds
-    positions_at_once: int  # most positions with gradient whose logits one micro-batch holds
+    rows_at_once: int  # most rows with gradient in one micro-batch
+    positions_at_once: int  # most positions with gradient in one micro-batch
 
 
 class StubBackbone:
-    """A backbone that answers zeros and runs nothing."""
+    """A `Denoiser` that returns zeros and runs no model."""
 
     codebook_size = STUB_CODES
     mask_id = -1  # no prompt has it
 
     def __init__(self, prompts: Prompts, nobody: Prompts, num_image_tokens: int):
         self.prompts, self.nobody, self.num_image_tokens = prompts, nobody, num_image_tokens
-        self.positions = 0  # asked for so far
+        self.positions = 0  # at which logits were wanted so far
 
     def unconditional(self) -> Prompts:
         return self.nobody
@@ -111,7 +111,7 @@ class StubBackbone:
 
 @torch.no_grad()
 def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
-    """The first cycle; `backbone` holds its P prompts."""
+    """Run the first cycle on the stand-in, which holds its P prompts."""
     method, loop, G = settings.method, settings.loop, settings.rollout.rollouts_per_prompt
     K, A, P = loop.updates_per_rollout, loop.micro_batches, settings.rollout.prompts_per_cycle
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
@@ -130,7 +130,7 @@ def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
 
 
 def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
-    """Rows by kind for code that shares nothing: one per rollout, view and update; old and reference in passes."""
+    """Rows by kind without sharing: one row per rollout, view and update, in a pass each for old, reference and new."""
     rollout, kl = settings.rollout, settings.loop.kl_coefficient > 0
     scored = sum(int((view.target_BN > 0).any(-1).sum()) for update in updates for view in update.views)
     passes = 2 if rollout.guidance else 1
@@ -139,9 +139,9 @@ def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
 
 
 def plan(settings: RunSettings, processes: int = 1) -> Plan:
-    """Plan a run: simulate the first cycle of one of its processes, and estimate its memory.
+    """Simulate the first cycle of one process, and estimate the memory it needs.
 
-    Raises UserError if the batch does not divide by the processes, or for a config.json that cannot be used.
+    Raises UserError if the batch does not divide by the processes, or if the checkpoint's config.json is unusable.
     """
     if problems := settings.problems(processes):
         raise UserError("\n".join(problems))
@@ -168,10 +168,10 @@ def _planned(settings: RunSettings, updates: list[Update]) -> list[PlannedUpdate
 
 
 def print_plan(settings: RunSettings) -> None:
-    """Print the plan of a run: stages, supports, forwards, batch algebra, memory; for the 8B models by device."""
+    """Print a run's plan: updates, forwards, batches, memory; for models on accelerators also time, by device."""
     large = settings.model.on_accelerators
-    devices = [d for d in DEVICES if not settings.problems(d.count)] if large else []
-    by_device = {device: plan(settings, device.count) for device in devices}
+    devices = [d for d in DEVICES if not settings.problems(d.processes)] if large else []
+    by_device = {device: plan(settings, device.processes) for device in devices}
     planned, console = next(iter(by_device.values()), None) or plan(settings), Console(highlight=False)
     loop, rollout = settings.loop, planned.settings.rollout  # of one process
     P, G, K = settings.rollout.prompts_per_cycle, rollout.rollouts_per_prompt, loop.updates_per_rollout
@@ -215,7 +215,7 @@ def _print_memory(planned: Plan) -> None:
 
 
 def seconds(planned: Plan, device: Device) -> dict[str, float]:
-    """Of one cycle by part, at `UTILISATION` of the device's figure; rewards, decoding and the optimizer left out."""
+    """Seconds of one cycle by part, at `UTILISATION` of the device's figure; without rewards, decoding, optimizer."""
     rows, second = planned.rows, planned.sizes.row_flops() / (UTILISATION * device.flops)
     parts = {"rollout": rows["rollout"], "score": rows["old"] + rows["reference"]}
     parts["update"] = rows["new"] * planned.sizes.new_cost()

@@ -1,4 +1,4 @@
-"""Images for prompts, as PNGs that say how they were made; and, on request, the order in which they came about.
+"""Images for prompts, as PNGs whose metadata says how they were made; with `trace`, also the order of their tokens.
 
 B images, N image tokens, H rows of W.
 """
@@ -23,7 +23,7 @@ from htgrpo_ext.report.figures import contact_sheet
 from htgrpo_ext.rollouts.generate import generate
 from htgrpo_ext.settings import RunSettings
 
-GREY = 128  # of what is still masked
+GREY = 128  # the level of tokens that are still masked
 FRAME_WIDTH, COLUMNS = 160, 6  # pixels of a canvas in the strip, canvases in a row
 
 
@@ -36,17 +36,19 @@ def sample(
     adapter: Path | None = None,
     trace: bool = False,
 ) -> list[Path]:
-    """Write `count` images for each prompt into `out`; returns their paths, a prompt's images side by side.
+    """Write `count` images for each prompt into `out`. Returns their paths, prompt by prompt.
 
-    adapter  folded into the model first
-    trace    beside each image also NAME.order.png, the rank of each token from dark (first) to bright (last), and
-             NAME.steps.png, the canvas after each step: the finished image where tokens are there, grey elsewhere
-    The noise depends on the seed and on the prompt's place, so more prompts or another batch size change no image.
+    adapter  folder of an adapter to fold into the model first
+    trace    also write NAME.order.png, the generation-order rank of each token from dark (first) to bright (last),
+             and NAME.steps.png, the canvas after each step; masked tokens are grey
+
+    The noise of an image depends on the seed and on its prompt's place. More prompts or another batch size change no
+    image.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(settings.model, device, frozen=True, adapter=adapter)
     backbone.model.eval()
-    backbone.prepare_decoder()  # what is missing for pixels is said now, not after a long rollout
+    backbone.prepare_decoder()  # a missing decoder is an error now, not after a long rollout
     forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
     rows = backbone.encode_prompts(prompts).repeat(count)
     rollout = generate(backbone, forward, rows, Draws(seed, "sample", range(len(prompts)), count), settings.rollout)
@@ -73,7 +75,7 @@ def sample(
 
 
 def order_image(rank_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """Ranks 1..N as colours, dark first, on a picture of `size` pixels (width, height)."""
+    """A picture of `size` pixels (width, height): ranks int [N], 1..N, as colours from dark to bright."""
     from matplotlib import colormaps
 
     share_HW = (rank_N.view(grid).numpy() - 1) / max(rank_N.numel() - 1, 1)
@@ -82,7 +84,7 @@ def order_image(rank_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) ->
 
 
 def strip(image: Image.Image, step_N: Tensor, grid: tuple[int, int], steps: int) -> Image.Image:
-    """The canvas after each of the steps, each with its number and the tokens that are there."""
+    """The canvas after each step, with the step's number and its count of visible tokens; step_N int [N], from 0."""
     step_HW, frames, captions = step_N.view(grid).numpy(), [], []
     for step in range(steps):
         there_HW = step_HW <= step

@@ -4,6 +4,7 @@ import resource
 import sys
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import torch
 from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.evaluation import evaluate
 from htgrpo_ext.report.page import write_report
-from htgrpo_ext.report.summary import write_summary
+from htgrpo_ext.report.summary import result_line, write_summary
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.folder import held_folder
 from htgrpo_ext.train.run import TrainingLoop
@@ -53,24 +54,27 @@ def train(settings: RunSettings, loop: Loop = "native", resume: bool = False) ->
 def train_and_report(training: TrainingLoop) -> Path:
     """What `train` does with a loop that is ready."""
     run, settings, backbone = training.run, training.run.settings, training.backbone
-    folder, seconds = settings.folder, {}
-    judged = backbone if settings.model.name == "micro" else None
-    if judged and not is_readable(folder / "eval" / "base.npz"):
-        with judged.reference():
-            seconds["evaluation"] = evaluate(judged, settings, run.processes, run.progress, "base")
+    folder, benchmark = settings.folder, settings.eval
+    seconds = {"evaluation": 0.0} if benchmark else {}
+
+    def evaluated(name: str) -> None:
+        if benchmark and backbone:
+            task = run.progress.evaluating(name, len(benchmark.prompts()) * benchmark.images_per_prompt)
+            advance, batch_size = partial(run.progress.advance, task), settings.loop.batch_size
+            took = evaluate(benchmark, backbone, settings.rollout, batch_size, folder, name, advance)
+            seconds["evaluation"] += took
+
+    if backbone and not is_readable(folder / "eval" / "base.npz"):
+        with backbone.reference():
+            evaluated("base")
     training.train()
     run.require_training()
-    if judged:
-        after = evaluate(judged, settings, run.processes, run.progress, "trained")
-        seconds["evaluation"] = seconds.get("evaluation", 0.0) + after
+    evaluated("trained")
     run.log.close()
     if run.processes.is_main_process:
         training.save_model(folder / "model")
-        if judged:
-            summary = write_summary(folder, settings, peak_memory(), seconds)
-            print_result(summary, folder / "summary.json", write_report(folder))
-        else:
-            print(f"{folder / 'model'}\n{folder / 'metrics.jsonl'}")
+        summary = write_summary(folder, settings, peak_memory(), seconds)
+        print(f"{write_report(folder)}\n{folder / 'summary.json'}\n{result_line(summary, benchmark)}")
     return folder
 
 
@@ -89,14 +93,3 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def print_result(summary: dict, path: Path, report: Path) -> None:
-    """The one line the user came for, and where to look."""
-
-    def text(part: dict) -> str:
-        low, high = part["interval"]
-        return f"{part['overall']:.3f} [{low:.3f}, {high:.3f}]"
-
-    print(f"{report}\n{path}")
-    print(f"MicroEval  base {text(summary['base'])} → trained {text(summary['trained'])}  gain {summary['gain']:+.3f}")

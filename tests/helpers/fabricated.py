@@ -5,12 +5,16 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
 import yaml
+from PIL import Image
 
 from helpers.paths import ROOT
+from htgrpo_ext.files import write_atomically
+from htgrpo_ext.micro.decoder import decode_codes
 from htgrpo_ext.micro.verifier import verify
 from htgrpo_ext.micro.world import draw_scene, split_prompts
-from htgrpo_ext.report.folder import write_atomically
+from htgrpo_ext.pixels import to_image
 from htgrpo_ext.settings import RunSettings
 
 STAGES = ["global"] * 2 + ["structure"] * 4 + ["refinement"] * 2
@@ -34,7 +38,7 @@ def save_evaluation(folder: Path, prompts: list[dict], images: int, noise: dict[
         judged = [[verify(p, c) for c in row] for p, row in zip(prompts, codes, strict=True)]
         np.savez_compressed(
             folder / "eval" / f"{name}.npz",
-            codes=np.array(codes, dtype=np.uint16),
+            kept=np.array(codes, dtype=np.uint16),
             correct=np.array([[v.correct for v in row] for row in judged]),
             partial=np.array([[v.partial for v in row] for row in judged], dtype=np.float32),
             reasons=np.array([[v.reason for v in row] for row in judged]),
@@ -65,19 +69,28 @@ def metrics(cycles: int, rng: np.random.Generator) -> list[dict]:
 
 
 def fabricate(folder: Path, settings: RunSettings | None = None, prompts_per_task: int = 2, cycles: int = 3) -> Path:
-    """A whole run's folder, less summary.json and report.html."""
+    """A whole run's folder, less summary.json and report.html; no evaluation if the settings have none."""
     settings = settings or settings_of(folder)
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     held_out = split_prompts()[1]
-    prompts = [p for t in range(6) for p in held_out[40 * t : 40 * t + prompts_per_task]]
-    save_evaluation(folder, prompts, 4, {"base": 0.6, "trained": 0.25}, settings.seed)
+    if settings.eval:
+        prompts = [p for t in range(6) for p in held_out[40 * t : 40 * t + prompts_per_task]]
+        save_evaluation(folder, prompts, 4, {"base": 0.6, "trained": 0.25}, settings.seed)
     rng = np.random.default_rng(settings.seed)
     lines = metrics(cycles, rng)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rank = rng.permutation(64) + 1
-    structure = {"global": rank > 0, "structure": rank <= 19, "refinement": rank > 19}
-    supports = [structure[stage] & (rng.random(64) < 1 - k / 12) for k, stage in enumerate(STAGES)]
-    codes = draw_scene(held_out[170], Random(3), 0.0)
-    np.savez(folder / "rollout.npz", codes=codes, rank=rank, supports=np.array(supports), stages=np.array(STAGES))
-    (folder / "rollout.json").write_text(json.dumps({"prompt": held_out[170]["prompt"], "reward": 1.0}))
+    codes = torch.tensor([draw_scene(held_out[170], Random(3), 0.0)])
+    save_rollout(folder, held_out[170]["prompt"], to_image(decode_codes(codes)[0]), rank, (8, 8), rng)
     return folder
+
+
+def save_rollout(
+    folder: Path, prompt: str, picture: Image.Image, rank: np.ndarray, grid: tuple[int, int], rng: np.random.Generator
+) -> None:
+    """rollout.png, rollout.npz and rollout.json, with supports that shrink within their stage."""
+    chosen = {"global": rank > 0, "structure": rank <= 0.3 * len(rank), "refinement": rank > 0.3 * len(rank)}
+    supports = np.array([chosen[stage] & (rng.random(len(rank)) < 1 - k / 12) for k, stage in enumerate(STAGES)])
+    picture.save(folder / "rollout.png")
+    np.savez(folder / "rollout.npz", rank=rank, supports=supports, stages=np.array(STAGES), grid=grid)
+    (folder / "rollout.json").write_text(json.dumps({"prompt": prompt, "reward": 1.0}))

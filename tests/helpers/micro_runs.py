@@ -1,4 +1,4 @@
-"""Tiny runs of the reference loop for tests: a random model of a few thousand weights, two prompts, three rollouts."""
+"""Tiny runs of the native loop: a random model of a few thousand weights, two prompts, three rollouts."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 
 def even_codes(prompts, codes_BN, names):
-    """A reward that a random model's images differ in, the share of even codes; for `rewards.micro.score_codes`."""
+    """The share of even codes as reward, which differs between a random model's images; for `score_codes`."""
     return {name: (codes_BN % 2 == 0).float().mean(-1) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Where things are, seen from tests."""
+"""Folders of the project, for tests."""
 
 import os
 from pathlib import Path
@@ -7,5 +7,5 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 TESTS = ROOT / "tests"
 HELPERS = TESTS / "helpers"
-PYTHONPATH = f"{TESTS}{os.pathsep}{ROOT}"  # of a process of its own
+PYTHONPATH = f"{TESTS}{os.pathsep}{ROOT}"  # for subprocesses
 UPSTREAM = ROOT / "upstream"

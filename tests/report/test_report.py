@@ -1,10 +1,11 @@
-"""summary.json, report.html and their pictures, from a made-up run."""
+"""summary.json, report.html and their pictures, from made-up runs."""
 
 import base64
 import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.fabricated import FORWARDS, SECONDS, STAGES, fabricate, settings_of
+from helpers.fabricated import FORWARDS, SECONDS, STAGES, fabricate, save_rollout, settings_of
 from htgrpo_ext.micro.world import TASKS
-from htgrpo_ext.report.curves import running_mean
+from htgrpo_ext.report import page as page_module
+from htgrpo_ext.report.curves import INK, STAGE_COLORS, curves, running_mean
 from htgrpo_ext.report.figures import contact_sheet, first_of_each_task, write_before_after
+from htgrpo_ext.report.folder import read_metrics
 from htgrpo_ext.report.page import write_report
 from htgrpo_ext.report.summary import write_summary
 
@@ -129,11 +132,128 @@ def test_report_shows_the_numbers_and_the_supports(run, page):
     assert "the first 19 are structure" in words and "gamma_max" in words and "864" in words
 
 
-def test_report_does_not_take_prompts_for_markup(tmp_path):
+def test_text_is_never_taken_for_markup(tmp_path):
+    """Prompts come from files, reasons from a benchmark, names from the user."""
+    folder, hostile = tmp_path / "run", "<script>alert('a & b')</script>"
+    settings = settings_of(folder, name=hostile)
+    fabricate(folder, settings)
+    (folder / "rollout.json").write_text(json.dumps({"prompt": hostile, "reward": 0.5}))
+    prompts = json.loads((folder / "eval/prompts.json").read_text())
+    (folder / "eval/prompts.json").write_text(json.dumps([prompt | {"prompt": hostile} for prompt in prompts]))
+    with np.load(folder / "eval/base.npz") as arrays:
+        changed = dict(arrays) | {"reasons": np.full((12, 4), hostile), "correct": np.zeros((12, 4), dtype=bool)}
+    np.savez(folder / "eval/base.npz", **changed)
+    write_summary(folder, settings, 0, {})
+    page = Page(write_report(folder).read_text())
+    assert not page.all("script")
+    assert "".join(page.words).count(hostile) == 12 + 48 + 1 + 3  # prompts, reasons, rollout, the run's name
+    assert len(page.all("img", alt=f"before: {hostile}")) == 48
+
+
+def reported(folder, settings) -> tuple[dict, Page]:
+    summary = write_summary(folder, settings, 2**20, {})
+    return summary, Page(write_report(folder).read_text())
+
+
+def test_a_run_without_a_benchmark_shows_its_rewards(tmp_path):
+    folder = tmp_path / "run"
+    settings = settings_of(folder, eval=None)
+    fabricate(folder, settings, cycles=12)
+    rewards = [cycle["reward_mean"] for cycle in read_metrics(folder)[1]]
+    summary, page = reported(folder, settings)
+    assert all(summary[key] is None for key in ("base", "trained", "gain", "gain_interval", "prompts", "images"))
+    assert summary["reward"] == pytest.approx([sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5])
+    words = " ".join("".join(page.words).split())
+    assert f"{summary['reward'][0]:.2f} → {summary['reward'][1]:.2f}" in words
+    assert "first and of the last 5 cycles" in words
+    assert "Scores" not in words and "Before and after" not in words
+    assert len(page.all("img")) == 9 and "structure 1/4" in words and "gamma_max" in words and "864" in words
+
+
+def test_records_of_maskgrpo_as_published_are_enough(tmp_path):
+    """It records loss, KL, gradient norm and rewards, times nothing, and keeps no rollout."""
+    folder = tmp_path / "run"
+    settings = settings_of(folder, method={"name": "maskgrpo"}, eval=None)
+    fabricate(folder, settings)
+    absent = {"support", "ratio_mean", "ratio_max", "clip_low", "clip_high", "forwards"}
+    absent |= {"entropy_structure", "entropy_refinement"}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [{key: value for key, value in line.items() if key not in absent} for line in lines]
+    lines = [line | ({"seconds": {}} if "seconds" in line else {"stage": "global"}) for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("rollout.json", "rollout.npz", "rollout.png"):
+        (folder / name).unlink()
+    summary, page = reported(folder, settings)
+    assert (summary["forwards"], summary["seconds"]) == ({}, {})
+    titles = [image["alt"] for image in page.all("img")]
+    assert titles == ["Reward", "KL to the base model", "Gradient norm", "Groups without spread"]
+    assert "One rollout" not in "".join(page.words) and "Peak memory 1 MiB" in "".join(page.words)
+
+
+def test_cycles_in_which_no_group_was_scored_are_no_rewards(tmp_path):
+    folder = tmp_path / "run"
+    settings = settings_of(folder, eval=None)
+    fabricate(folder, settings, cycles=2)
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for lost in (1, 2):
+        cycles = [line for line in lines if line["kind"] == "cycle"][:lost]
+        for cycle in cycles:
+            cycle |= {"reward_mean": None, "verdict_mean": None, "partial_mean": None}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary, page = reported(folder, settings)
+        assert [reward is None for reward in summary["reward"]] == [True, lost == 2]
+        assert "→" not in "".join(page.words)
+
+
+def test_the_maps_of_a_rollout_have_the_shape_of_its_grid(tmp_path):
     folder = fabricate(tmp_path / "run")
-    (folder / "rollout.json").write_text(json.dumps({"prompt": "<b>a & b</b>", "reward": 0.5}))
-    write_summary(folder, settings_of(folder), 0, {})
-    assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in write_report(folder).read_text()
+    rng = np.random.default_rng(0)
+    save_rollout(folder, "wide", Image.new("RGB", (640, 320)), rng.permutation(512) + 1, (16, 32), rng)
+    page = reported(folder, settings_of(folder))[1]
+    maps = [svg for svg in page.all("svg") if svg.get("viewbox") == "0 0 512 256"]  # 16 units a token
+    assert len(maps) == 3 + 8
+    drawn = [path["d"] for path in page.all("path") if path["d"].startswith("M0 0h16v16h-16z")]
+    assert drawn and not page.all("text")  # the first token is at the top left; numbers would not be legible
+    corners = [re.findall(r"M([\d.]+) ([\d.]+)h16v", path["d"]) for path in page.all("path")]
+    assert max(float(x) for each in corners for x, _ in each) == 31 * 16
+    assert max(float(y) for each in corners for _, y in each) == 15 * 16
+
+
+def test_importance_ratios_are_drawn_on_a_logarithmic_axis():
+    updates = [{"step": n, "stage": "global", "ratio_max": 10.0**n} for n in range(4)]
+    (ratios,) = curves(updates, [])
+    marks = ElementTree.fromstring(ratios.svg).iter("{http://www.w3.org/2000/svg}use")
+    heights = [float(mark.get("y")) for mark in marks if mark.get("y") and "opacity" in mark.get("style", "")]
+    steps = np.diff(heights[:4])  # the last mark is the legend's
+    assert len(heights) == 5 and steps == pytest.approx([steps[0]] * 3, rel=1e-3) and steps[0] < 0
+
+
+def test_curves_have_no_background_of_their_own(page):
+    for image in page.all("img"):
+        if image["src"].startswith("data:image/svg"):
+            drawing = base64.b64decode(image["src"].partition(",")[2]).decode()
+            assert "fill: #ffffff" not in drawing
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours given as #rrggbb."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_ink_and_stages_can_be_read_on_both_pages():
+    style = Path(page_module.__file__).with_name("page.css").read_text()
+    light, dark = re.findall(r"--card: (#\w+)", style)
+    for card in (light.replace("#fff", "#ffffff"), dark):
+        assert contrast(card, INK) > 4
+        assert all(contrast(card, color) > 3 for color in STAGE_COLORS.values())
 
 
 def test_prompts_are_shown_by_place_not_by_outcome():

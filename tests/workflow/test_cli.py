@@ -1,4 +1,4 @@
-"""The command as a user meets it: what it calls, and how it fails."""
+"""The `htgrpo` command: what it calls, and its error lines."""
 
 import os
 import subprocess
@@ -104,7 +104,38 @@ def test_control_c_ends_without_a_traceback(monkeypatch, capsys):
         ("METHOD=ppo", "unknown METHOD `ppo` (one of: agrpo d1 htgrpo maskgrpo maskgrpo-fixed tracegrpo unigrpo)"),
     ],
 )
-def test_make_lists_what_there_is(variable, line):
+def test_make_lists_the_valid_names(variable, line):
     # -n: the check comes before any recipe, so that nothing is set up or run.
     done = subprocess.run(["make", "-n", "train", variable], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and line in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["train", "--help"], 0), (["train", *FILES, "--set", "x=1"], 2), (["plan", "none.yaml"], 2)],
+)
+def test_help_and_a_refused_config_import_no_torch(arguments, code):
+    script = "import sys; from htgrpo_ext import cli; sys.argv[0] = 'htgrpo'\ntry: cli.main()\n"
+    script += "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
+def test_settings_import_no_torch():
+    script = "import sys, htgrpo_ext.settings; assert not {'torch', 'numpy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_reference_is_an_alias_of_the_native_loop(monkeypatch, capsys, name):
+    from htgrpo_ext.workflow import train
+
+    calls = []
+    monkeypatch.setattr(train, "train", lambda settings, loop, resume: calls.append(loop))
+    assert run(monkeypatch, "train", *FILES, "--loop", name) == 0
+    assert calls == ["native"]
+    assert capsys.readouterr().err.splitlines() == (
+        ["deprecated: the loop `reference` is now called `native` (LOOP=native, --loop native)"] * (name == "reference")
+    )
+    done = subprocess.run(["make", "-n", "train", f"LOOP={name}"], capture_output=True, text=True)
+    assert done.returncode == 0 and f"--loop {name}" in done.stdout

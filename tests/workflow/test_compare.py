@@ -13,6 +13,7 @@ from rich.console import Console
 
 from helpers.fabricated import FORWARDS, fabricate, save_evaluation, settings_of
 from helpers.paths import CONFIGS
+from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.report.comparison import write_comparison
@@ -80,6 +81,11 @@ def test_methods_with_one_label_are_refused(tmp_path):
     other.write_text("method: {name: d1, prompt_mask_rate: 0.3}")
     with pytest.raises(UserError, match="both labelled `d1`"):
         planned(tmp_path, method(tmp_path, name="d1"), other)
+
+
+def test_runs_without_an_evaluation_are_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match="runs are compared by their evaluation"):
+        planned(tmp_path, method(tmp_path, name="d1"), overrides=["eval=null"])
 
 
 def test_finished_runs_are_skipped_and_unfinished_ones_resumed(tmp_path, stub):
@@ -182,3 +188,22 @@ def test_printed_table_says_the_same(finished):
 
 def test_curves_are_drawn(finished):
     assert Image.open(finished[1] / "compare.png").width > 1000
+
+
+def test_a_benchmark_without_published_scores_has_none_beside_it(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(MicroEval, "published", None)
+    said = io.StringIO()
+    result = write_comparison(finished[0], tmp_path, Console(file=said, width=220))
+    assert result == finished[2] | {"paper": {}}
+    assert "paper" not in (tmp_path / "compare.md").read_text() + said.getvalue()
+
+
+def test_runs_that_were_not_evaluated_alike_are_refused(finished, tmp_path):
+    folder = tmp_path / "other"
+    settings = settings_of(folder, method={"name": "d1"})
+    settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"seed": 7})})
+    fabricate(folder, settings)
+    write_summary(folder, settings, 0, {})
+    with pytest.raises(UserError, match=f"{folder}: only runs that were evaluated alike"):
+        write_comparison([*finished[0], folder], tmp_path / "out", Console(file=io.StringIO()))
+    assert not (tmp_path / "out").exists()

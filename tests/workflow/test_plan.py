@@ -46,7 +46,7 @@ def test_maskgrpo_scores_a_prompt_in_3kg_rows():
     assert [rows[kind] for kind in KINDS[1:]] == [K * G, K * G, K * G]
 
 
-def test_maskgrpo_fixed_takes_pi_old_of_the_first_update_from_its_own_forward():
+def test_maskgrpo_fixed_needs_no_old_pass_for_its_first_update():
     rows = rows_per_prompt(settings_of("maskgrpo-fixed"))
     assert [rows[kind] for kind in KINDS[1:]] == [(K - 1) * G, K * G, K * G]
 
@@ -164,7 +164,7 @@ def test_sizes_come_from_the_checkpoint_where_there_is_one(lumina_folder, capsys
     assert "1 x H200" in printed and "8 x A100" not in printed
 
 
-def test_without_checkpointing_or_adapters_an_update_costs_otherwise():
+def test_the_cost_of_an_update_follows_checkpointing_and_adapters():
     assert plan(large("mmada", "htgrpo", "model.activation_checkpointing=false"), 8).sizes.new_cost() == 2
     full = plan(large("mmada", "htgrpo", "model.tuning=full"), 8)
     assert full.sizes.new_cost() == 4
@@ -176,6 +176,6 @@ def test_a_batch_that_does_not_divide_is_refused():
         plan(large("mmada", "htgrpo"), processes=3)
 
 
-def test_a_broken_checkpoint_is_refused_and_not_taken_for_a_missing_one(tmp_path):
+def test_a_broken_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint there"):
         plan(large("mmada", "htgrpo", f"model.checkpoint={tmp_path}"), processes=8)

@@ -1,4 +1,4 @@
-"""The pictures of `htgrpo sample`: what they say about themselves, and what their traces show."""
+"""The pictures of `htgrpo sample`: their metadata and their traces."""
 
 import json
 import sys
@@ -65,7 +65,7 @@ def test_an_order_goes_from_dark_to_bright():
     assert brightness[5, 15] < brightness[15, 15] < brightness[15, 5] < brightness[5, 5]
 
 
-def test_a_strip_shows_at_each_step_what_is_there():
+def test_a_strip_shows_the_visible_tokens_of_each_step():
     """160 pixels a side, so that a token is 80 x 80: 3, 2 and 0 of 4 are grey after steps 1, 2 and 3."""
     red = Image.new("RGB", (160, 160), (255, 0, 0))
     sheet = np.asarray(strip(red, torch.tensor([0, 2, 1, 2]), (2, 2), steps=3))
@@ -93,7 +93,7 @@ def test_an_adapter_paints_as_the_merged_checkpoint_does(monkeypatch, capsys, lu
     assert (changed == merged).all() and (changed != before).any()
 
 
-def test_the_micro_model_paints_too(monkeypatch, capsys, tmp_path):
+def test_the_micro_model_paints(monkeypatch, capsys, tmp_path):
     prompt = "a plain star on a beach"
     (path,) = run(
         monkeypatch, capsys, "--model", "micro", "--checkpoint", "assets/micro-base", "--out", tmp_path,
