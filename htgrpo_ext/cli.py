@@ -1,5 +1,6 @@
 """The `htgrpo` command. Each subcommand reads its arguments and calls one function."""
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import Stopped, UserError
 
 app = typer.Typer(
     help="HT-GRPO for masked-diffusion image generators, and its baselines.",
@@ -210,6 +211,10 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":  # every process of a run stops
+            print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signum)
 
 
 if __name__ == "__main__":

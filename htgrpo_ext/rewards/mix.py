@@ -236,13 +236,12 @@ class Rewards:
         """Count failed batches, and stop the run where the settings say so, on every process alike."""
         self._failed.append(lost)
         if lost and self.settings.on_failure == "stop":
-            raise UserError(f"{_first(reasons)}; reward.on_failure is stop. --resume goes on from the last checkpoint")
+            raise UserError(f"{_first(reasons)} (reward.on_failure is stop)")
         failed, share = sum(self._failed), self.settings.max_failed_share
         if lost and failed > share * WINDOW:
             raise UserError(
                 f"{failed} of the last {len(self._failed)} rollout batches lost a group to a reward that failed, more "
-                f"than {share:g} of {WINDOW} (reward.max_failed_share); the last: {_first(reasons)}. "
-                "--resume goes on from the last checkpoint"
+                f"than {share:g} of {WINDOW} (reward.max_failed_share); the last: {_first(reasons)}"
             )
 
 
