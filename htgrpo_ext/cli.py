@@ -7,18 +7,26 @@ from typing import Annotated
 
 import typer
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext import __version__
+from htgrpo_ext.errors import UserError, one_line
 
 app = typer.Typer(
     help="HT-GRPO for masked-diffusion image generators, and its baselines.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
+prompts_app = typer.Typer(help="Prompt sets.")
 app.add_typer(prompts_app, name="prompts")
 
-Files = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, later ones winning.")]
+
+def _names(kind: str) -> list[str]:
+    from htgrpo_ext.config import CONFIGS
+
+    return sorted(file.stem for file in (CONFIGS / kind).glob("*.yaml"))
+
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, or packaged ones (model/micro); later ones win.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
 
 
@@ -31,6 +39,19 @@ class Loop(StrEnum):
 class Placement(StrEnum):
     canonical = "canonical"
     free = "free"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"htgrpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def htgrpo(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -72,31 +93,19 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of all the runs and of compare.json.")] = Path("runs/compare"),
 ) -> None:
     """Train several methods under equal seeds, prompts and rewards, and lay the runs side by side."""
-    files = method_files(methods)
+    from htgrpo_ext.config import config_files
+
+    files = config_files("method", methods)
     from htgrpo_ext.eval.compare import compare as compare_methods
 
     compare_methods(config, files, seeds, jobs, set_ or [], out)
 
 
-def method_files(names: str) -> list[Path]:
-    """The YAML files of methods given by name (configs/method) or by path, with commas between. Raises UserError."""
-    folder = Path("configs/method")
-    files, unknown = [], []
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
-        files.append(file)
-        if not file.is_file():
-            unknown.append(
-                f"unknown method `{name}` (one of {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))})"
-            )
-    if unknown or not files:
-        raise UserError("\n".join(unknown) or "--methods names no method")
-    return files
-
-
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option(help="Name in configs/model, or a YAML file.")],
+    model: Annotated[
+        str, typer.Option(help="Name in configs/model, or a YAML file.", autocompletion=lambda: _names("model"))
+    ],
     checkpoint: Annotated[Path, typer.Option(help="Folder of the model.")],
     prompt: Annotated[list[str], typer.Option(help="What to paint; may be given several times.")],
     adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter that training saved.")] = None,
@@ -109,9 +118,9 @@ def sample(
     set_: Overrides = None,
 ) -> None:
     """Paint prompts; every PNG holds its prompt, seed and settings."""
-    from htgrpo_ext.config import load_settings
+    from htgrpo_ext.config import config_files, load_settings
 
-    files = [named_file("model", model), Path("configs/method/htgrpo.yaml")]
+    files = [*config_files("model", model), *config_files("method", "htgrpo")]
     settings = load_settings(files, [f"model.checkpoint={checkpoint}", *(set_ or [])])
     from htgrpo_ext.workflow.sample import sample as sample_prompts
 
@@ -129,15 +138,6 @@ def merge(
     from htgrpo_ext.backbones.adapters import merge as merge_files
 
     print(f"{out}: {merge_files(checkpoint, adapter, out)} weights changed")
-
-
-def named_file(kind: str, name: str) -> Path:
-    """The YAML file `name`, or configs/`kind`/`name`.yaml. Raises UserError that lists the names."""
-    file = Path(name) if name.endswith(".yaml") else Path("configs") / kind / f"{name}.yaml"
-    if not file.is_file():
-        names = ", ".join(sorted(f.stem for f in Path("configs", kind).glob("*.yaml")))
-        raise UserError(f"unknown {kind} `{name}` (one of {names})")
-    return file
 
 
 @app.command("pretrain-micro")
@@ -205,11 +205,22 @@ def serve_reward(
 def main() -> None:
     """Run the command. Each of a user's mistakes is one `error:` line; the exit code is then 2. Control-C: 130."""
     try:
-        app()
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except Exception as error:
+        for line in _lines(error):
+            print(f"error: {one_line(line, 2000)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _lines(error: Exception) -> list[str]:
+    """What to tell the user. Raises the error if it is no mistake of theirs."""
+    if isinstance(error, UserError):
+        return str(error).split("\n")
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return [f"{error.filename}: {error.strerror}"]
+    if hasattr(error, "format_message"):  # typer's, for arguments that are wrong
+        return [f"{' '.join(error.format_message().split())} (see htgrpo --help)"]
+    raise error
 
 
 if __name__ == "__main__":
