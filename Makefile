@@ -62,7 +62,7 @@ FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablati
 SETS := $(if $(CHECKPOINT),--set 'model.checkpoint=$(CHECKPOINT)') $(foreach s,$(SET),--set '$(s)')
 HTGRPO := $(if $(filter-out none,$(LAUNCH)),accelerate launch --config_file configs/accelerate/$(LAUNCH).yaml \
 	-m htgrpo_ext.cli,htgrpo)
-PATCHES := $(PYTHON) -m htgrpo_ext.patches
+PATCHES := $(PYTHON) -m htgrpo_ext.maskgrpo.patches
 empty :=
 comma := ,
 

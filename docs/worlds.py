@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from htgrpo_ext.eval.curves import SMOOTHED_CYCLES, running_mean
-from htgrpo_ext.eval.folder import read_metrics
+from htgrpo_ext.report.curves import SMOOTHED_CYCLES, running_mean
+from htgrpo_ext.report.folder import read_metrics
 
 
 def main(target: str, *labelled: str) -> None:

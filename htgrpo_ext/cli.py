@@ -87,8 +87,8 @@ def plan(config: Files, set_: Overrides = None) -> None:
 def compare(
     config: Files,
     methods: Annotated[str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per method: seeds 0, 1, ..")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs per method: seeds 0, 1, ..")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time.")] = 1,
     set_: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of all the runs and of compare.json.")] = Path("runs/compare"),
 ) -> None:
@@ -96,7 +96,7 @@ def compare(
     from htgrpo_ext.config import config_files
 
     files = config_files("method", methods)
-    from htgrpo_ext.eval.compare import compare as compare_methods
+    from htgrpo_ext.workflow.compare import compare as compare_methods
 
     compare_methods(config, files, seeds, jobs, set_ or [], out)
 
@@ -109,8 +109,8 @@ def sample(
     checkpoint: Annotated[Path, typer.Option(help="Folder of the model.")],
     prompt: Annotated[list[str], typer.Option(help="What to paint; may be given several times.")],
     adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter that training saved.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the images.")] = Path("samples"),
     trace: Annotated[
         bool, typer.Option("--trace", help="Also the order of the tokens and the canvas by steps.")
@@ -143,8 +143,8 @@ def merge(
 @app.command("pretrain-micro")
 def pretrain_micro(
     out: Annotated[Path, typer.Option(help="Folder to save the checkpoint in.")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=10**7, help="Optimizer steps.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     placement: Annotated[Placement, typer.Option(help="Where objects may stand.")] = Placement.canonical,
 ) -> None:
     """Train the micro model's base checkpoint from scratch."""
@@ -158,16 +158,16 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) ->
     """Write report.html of a finished run again."""
     if not (run_folder / "summary.json").is_file():
         raise UserError(f"{run_folder}: no finished run there (summary.json is missing)")
-    from htgrpo_ext.eval.report import write_report
+    from htgrpo_ext.report.page import write_report
 
     print(write_report(run_folder))
 
 
 @prompts_app.command("geneval-train")
 def prompts_geneval_train(
-    n: Annotated[int, typer.Option("--n", min=1, help="Lines to write.")],
+    n: Annotated[int, typer.Option("--n", min=1, max=10**7, help="Lines to write.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     exclude: Annotated[Path, typer.Option(help="GenEval's own prompts, to leave out.")] = Path(
         "upstream/dataset/GenEval/evaluation_metadata.jsonl"
     ),
@@ -186,7 +186,7 @@ def serve_reward(
     device: Annotated[
         str | None, typer.Option(help="cpu, or cuda:0,cuda:1: one worker each. [default: cuda:0 if there is one]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at once, at most.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Images scored at once, at most.")] = 16,
     wait_ms: Annotated[float, typer.Option(min=0, help="How long a batch waits for more, at most.")] = 5.0,
     max_mib: Annotated[float, typer.Option(min=0.001, help="Size of a request, at most.")] = 64.0,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="The reward's own.")] = None,

@@ -1,7 +1,7 @@
 """YAML files and `--set` become one checked `RunSettings`. Each mistake is one line that names the key and the file.
 
-Files are merged from left to right: mappings key by key; other values are replaced. A `method` or `model` with another
-name replaces the whole section, because its keys have other meanings.
+Files are merged from left to right: mappings key by key; other values are replaced. A `method`, `model` or `eval` with
+another name replaces the whole section, because its keys have other meanings.
 """
 
 import json
@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from htgrpo_ext.documents import Keys, Refused, plain_value, read_yaml, write_yaml
 from htgrpo_ext.errors import UserError, one_line
+from htgrpo_ext.files import write_atomically
 from htgrpo_ext.settings import CHOICES, RunSettings
 
 Sources = dict[Keys, str]  # the file or --set that last gave each place
@@ -92,14 +93,10 @@ def save_settings(settings: RunSettings, path: Path) -> None:
     """
 
     def written(where: str) -> str:
-        inside = not os.path.isabs(where) and not os.path.isabs(near(folder))
-        return os.path.relpath(where, folder) if inside else os.path.abspath(where)
+        inside = not os.path.isabs(where) and not os.path.isabs(near(path.parent))
+        return os.path.relpath(where, path.parent) if inside else os.path.abspath(where)
 
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(write_yaml(_with_paths(settings.model_dump(mode="json"), written)))
-    os.replace(partial, path)
+    write_atomically(path, write_yaml(_with_paths(settings.model_dump(mode="json"), written)))
 
 
 def near(path: str | Path) -> str:

@@ -42,6 +42,4 @@ def by_name(sections: Sequence[type[Section]]) -> dict[str, type[Section]]:
 
 def one_of(sections: Sequence[type[Section]]) -> Any:
     """The type of a field that holds one of the sections, chosen by its `name`."""
-    if len(sections) == 1:  # pydantic wants at least two to choose from
-        return sections[0]
     return Annotated[Union[tuple(sections)], Field(discriminator="name")]  # noqa: UP007, the members are not known here

@@ -10,6 +10,8 @@ from pydantic import Field, field_validator
 
 from htgrpo_ext.backbones import BACKBONES
 from htgrpo_ext.backbones.settings import ModelSection
+from htgrpo_ext.benchmarks import BENCHMARKS, AnyBenchmark
+from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.methods import METHODS
 from htgrpo_ext.methods.base import Method
 from htgrpo_ext.prompts.settings import PromptSource
@@ -18,7 +20,12 @@ from htgrpo_ext.rollouts.settings import RolloutSettings
 from htgrpo_ext.section import Cycles, FolderName, NonNegative, Positive, Rows, Section, Seed, Updates, by_name, one_of
 
 # The sections that their `name` chooses, each with its choices.
-CHOICES: dict[str, dict[str, type[Section]]] = {"method": by_name(METHODS), "model": by_name(BACKBONES)}
+CHOICES: dict[str, dict[str, type[Section]]] = {
+    "method": by_name(METHODS),
+    "model": by_name(BACKBONES),
+    "eval": by_name(BENCHMARKS),
+}
+HELD_OUT = 40  # prompts per task of the micro world that are not trained on, where the run has no MicroEval
 
 if TYPE_CHECKING:
     AnyModel = ModelSection
@@ -45,12 +52,6 @@ class LoopSettings(Section):
     save_steps: Cycles
 
 
-class EvalSettings(Section):
-    prompts_per_task: Annotated[int, Field(gt=0, le=80)]  # the smallest task has 90 in all; RL needs some
-    images_per_prompt: Annotated[int, Field(gt=0, le=1_000)]
-    seed: Seed
-
-
 class LogSettings(Section):
     tensorboard: bool
     wandb: bool
@@ -74,7 +75,7 @@ class RunSettings(Section):
     loop: LoopSettings
     prompts: list[PromptSource]
     reward: RewardSettings
-    eval: EvalSettings
+    eval: AnyBenchmark | None = None  # None: the run is not evaluated
     log: LogSettings
 
     @field_validator("prompts")
@@ -94,8 +95,8 @@ class RunSettings(Section):
 
     @property
     def held_out(self) -> int:
-        """Prompts per task of the micro world that only the evaluation uses."""
-        return self.eval.prompts_per_task
+        """Prompts per task of the micro world that the run does not train on: MicroEval's, if it has that."""
+        return self.eval.prompts_per_task if isinstance(self.eval, MicroEval) else HELD_OUT
 
     def problems(self, processes: int = 1) -> list[str]:
         """What is wrong between fields, one line each; empty if nothing is."""
@@ -113,6 +114,10 @@ class RunSettings(Section):
                 f"{MOST_TOKENS:,} tokens (rollout.prompts_per_cycle, rollout.rollouts_per_prompt)"
             )
         found += self.model.problems()
+        if self.eval and self.eval.world not in (None, self.model.world):
+            found.append(
+                f"{self.eval.title} reads codes of the {self.eval.world} world, not images of {self.model.name} (eval)"
+            )
         for term in self.reward.terms:
             if term.in_process and term.in_process.world not in (None, self.model.world):
                 found.append(

@@ -478,3 +478,21 @@ def test_options_are_numbers_truth_values_or_text():
     for wrong in ("a", "=1", "a=010", "a=.inf"):
         with pytest.raises(UserError):
             read_options([wrong])
+
+
+def test_an_unknown_benchmark_is_named():
+    assert errors([MODEL, HTGRPO], ["eval={name: microevil}"]) == [
+        "--set eval={name: microevil}: unknown eval `microevil` (did you mean `microeval`?)"
+    ]
+
+
+def test_a_benchmark_of_another_models_codes_is_refused():
+    section = "eval={name: microeval, prompts_per_task: 1, images_per_prompt: 1, seed: 0}"
+    assert errors([CONFIGS / "model/mmada.yaml", HTGRPO], [section]) == [
+        "MicroEval reads codes of the micro world, not images of mmada (eval)"
+    ]
+
+
+@pytest.mark.parametrize("held_out, override", [(3, "eval.prompts_per_task=3"), (40, "eval=null")])
+def test_rl_leaves_out_the_prompts_of_the_evaluation(held_out, override):
+    assert load_settings([MODEL, HTGRPO], [override]).held_out == held_out

@@ -136,7 +136,7 @@ class Extension:
 
     @property
     def index(self) -> int:
-        """The update that the micro-batch in hand trains."""
+        """The update that the micro-batch in hand trains; MaskGRPO's own counter is not used."""
         count = self.loop.updates_per_rollout
         return self.method.update_index(self.update, self.micro.place, self.loop.micro_batches, count)
 

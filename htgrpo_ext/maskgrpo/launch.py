@@ -23,7 +23,7 @@ from htgrpo_ext.backbones.mmada.backbone import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.maskgrpo.extension import Extension
-from htgrpo_ext.patches.series import require_applied
+from htgrpo_ext.maskgrpo.patches.series import require_applied
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.run import Run, newest_checkpoint, open_folder, prepare_run

@@ -5,22 +5,15 @@ No generator's state is in it: every draw is derived from (seed, purpose, cycle,
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from htgrpo_ext.files import sync_tree
+
 PREFIX = "cycle-"
-
-
-def sync_tree(folder: Path) -> None:
-    """Force a folder's files to disk, so that a rename cannot outrun their contents."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def save_checkpoint(folder: Path, cycle: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:

@@ -22,6 +22,7 @@ from htgrpo_ext.core.objective import Objective
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import RolloutBatch, Update
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import write_atomically
 from htgrpo_ext.pixels import levels_image, to_image, to_levels
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.rewards.mix import JudgedBatch, Rewards
@@ -79,11 +80,16 @@ def prepare_run(settings: RunSettings) -> Run:
     processes = PartialState()
     if problems := settings.problems(processes.num_processes):
         raise UserError("\n".join(problems))
-    prompts = PromptSources(settings.prompts, settings.seed, settings.rollout.prompts_per_cycle, settings.held_out)
+    prompts = prompt_sources(settings)
     rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
     rewards.start()
     shown = processes.is_main_process
     return Run(settings, processes, MetricsLog(settings, shown), TrainingProgress(settings, shown), prompts, rewards)
+
+
+def prompt_sources(settings: RunSettings) -> PromptSources:
+    """The prompts that a run trains on. Raises UserError when a source cannot be read."""
+    return PromptSources(settings.prompts, settings.seed, settings.rollout.prompts_per_cycle, settings.held_out)
 
 
 def warmup_factor(step: int, warmup: int) -> float:
@@ -146,20 +152,22 @@ def save_shown_rollout(
     batch: RolloutBatch,
     updates: Sequence[Update],
 ) -> None:
-    """Keep the first rollout of a batch, with its ranks and support sets, for the report."""
+    """Keep the first rollout of a batch for the report: rollout.png, rollout.npz, and rollout.json.
+
+    The arrays are rank [N], supports [K, N], stages [K] and the grid's (rows, columns).
+    """
     if not run.processes.is_main_process:
         return
     folder = run.settings.folder
     to_image(backbone.decode(rollout.codes_BN[:1])[0]).save(folder / "rollout.png")
     np.savez_compressed(
         folder / "rollout.npz",
-        codes=rollout.codes_BN[0].cpu().numpy(),
         rank=batch.rank_BN[0].cpu().numpy(),
         supports=np.stack([update.target_BN[0].cpu().numpy() for update in updates]),
         stages=np.array([update.stage for update in updates]),
         grid=np.array(backbone.grid),
     )
-    (folder / "rollout.json").write_text(json.dumps({"prompt": task["prompt"], "reward": reward}))
+    write_atomically(folder / "rollout.json", json.dumps({"prompt": task["prompt"], "reward": reward}))
 
 
 def save_pictures(run: Run, cycle: int, tasks: Sequence[Mapping], pixels: Callable[[], Tensor]) -> None:

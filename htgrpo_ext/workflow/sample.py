@@ -18,8 +18,8 @@ from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.order import generation_rank
 from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.eval.figures import contact_sheet
 from htgrpo_ext.pixels import to_image
+from htgrpo_ext.report.figures import contact_sheet
 from htgrpo_ext.rollouts.generate import generate
 from htgrpo_ext.settings import RunSettings
 

@@ -2,14 +2,15 @@
 
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from htgrpo_ext.eval.evaluate import evaluate
-from htgrpo_ext.eval.report import write_report
-from htgrpo_ext.eval.summary import write_summary
+from htgrpo_ext.evaluation import evaluate
+from htgrpo_ext.report.page import write_report
+from htgrpo_ext.report.summary import result_line, write_summary
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.run import TrainingLoop
 
@@ -29,24 +30,27 @@ def train(settings: RunSettings, loop: Literal["native", "upstream"] = "native",
     Returns the run's folder. Raises UserError as `start` does.
     """
     training = start(settings, loop, resume)
-    run, folder, seconds = training.run, settings.folder, {}
-    judged = settings.model.world == "micro"
+    run, folder, benchmark = training.run, settings.folder, settings.eval
+    seconds = {"evaluation": 0.0} if benchmark else {}
+
+    def evaluated(name: str) -> None:
+        if benchmark and training.backbone:
+            task = run.progress.evaluating(name, len(benchmark.prompts()) * benchmark.images_per_prompt)
+            advance, batch_size = partial(run.progress.advance, task), settings.loop.batch_size
+            took = evaluate(benchmark, training.backbone, settings.rollout, batch_size, folder, name, advance)
+            seconds["evaluation"] += took
+
     with run.progress:
-        if judged and not (folder / "eval" / "base.npz").exists():
+        if training.backbone and not (folder / "eval" / "base.npz").exists():
             with training.backbone.reference():
-                seconds["evaluation"] = evaluate(training.backbone, settings, run.processes, run.progress, "base")
+                evaluated("base")
         training.train()
-        if judged:
-            after = evaluate(training.backbone, settings, run.processes, run.progress, "trained")
-            seconds["evaluation"] = seconds.get("evaluation", 0.0) + after
+        evaluated("trained")
     run.log.close()
     if run.processes.is_main_process:
         training.save_model(folder / "model")
-        if judged:
-            summary = write_summary(folder, settings, peak_memory(), seconds)
-            print_result(summary, folder / "summary.json", write_report(folder))
-        else:
-            print(f"{folder / 'model'}\n{folder / 'metrics.jsonl'}")
+        summary = write_summary(folder, settings, peak_memory(), seconds)
+        print(f"{write_report(folder)}\n{folder / 'summary.json'}\n{result_line(summary, benchmark)}")
     return folder
 
 
@@ -56,14 +60,3 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def print_result(summary: dict, path: Path, report: Path) -> None:
-    """The one line the user came for, and where to look."""
-
-    def text(part: dict) -> str:
-        low, high = part["interval"]
-        return f"{part['overall']:.3f} [{low:.3f}, {high:.3f}]"
-
-    print(f"{report}\n{path}")
-    print(f"MicroEval  base {text(summary['base'])} → trained {text(summary['trained'])}  gain {summary['gain']:+.3f}")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from htgrpo_ext.core.objective import averaging_mask
 from htgrpo_ext.core.views import Update, View
-from htgrpo_ext.train import hooks
+from htgrpo_ext.maskgrpo import hooks
 
 
 def update_of(counts: list[list[int]]) -> Update:

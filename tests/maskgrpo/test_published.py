@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from helpers.micro_runs import CONFIGS
-from helpers.paths import UPSTREAM
+from helpers.paths import HELPERS, UPSTREAM
 from helpers.upstream_runs import needs_upstream, records, run_python
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.maskgrpo.launch import published_config, trainer_config
-from htgrpo_ext.patches.series import Series
-from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.maskgrpo.patches.series import Series
+from htgrpo_ext.train.run import prompt_sources
 
 pytestmark = needs_upstream
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj"]  # those of MaskGRPO's list that exist
@@ -52,7 +52,7 @@ def test_maskgrpo_is_bit_identical_to_the_pristine_commit(pristine, mmada_folder
     sets = [*SETTINGS, f"model.checkpoint={mmada_folder}", f"model.vq_checkpoint={mmada_folder}"]
     files = [CONFIGS / "model" / "mmada.yaml", CONFIGS / "method" / "maskgrpo.yaml"]
     settings = load_settings(files, [*sets, f"out={tmp_path / 'run'}"])
-    sources = PromptSources(settings)
+    sources = prompt_sources(settings)
     prompts = [prompt["prompt"] for cycle in range(2) for prompt in sources.cycle(cycle)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     args = trainer_config(settings, 1) | published_config(settings)
@@ -60,11 +60,10 @@ def test_maskgrpo_is_bit_identical_to_the_pristine_commit(pristine, mmada_folder
     assert (args["gradient_accumulation_steps"], args["beta"], args["cfg_scale"]) == (2, 0.01, 3.5)
     lora = {"r": 4, "lora_alpha": settings.model.lora.alpha, "lora_dropout": 0.05, "target_modules": TARGETS}
     (tmp_path / "settings.json").write_text(json.dumps({"args": args, "lora": lora}))
-    here = UPSTREAM.parent / "tests"
     inputs = [pristine, mmada_folder, tmp_path / "prompts.json", tmp_path / "settings.json", tmp_path / "theirs.pt"]
-    run_python(here / "run_pristine.py", *map(str, inputs))
+    run_python(HELPERS / "run_pristine.py", *map(str, inputs))
     pairs = [part for each in [*sets, f"out={tmp_path / 'run'}"] for part in ("--set", each)]
-    run_python(here / "run_published.py", str(tmp_path / "ours.pt"), *map(str, files), *pairs, "--loop", "upstream")
+    run_python(HELPERS / "run_published.py", str(tmp_path / "ours.pt"), *map(str, files), *pairs, "--loop", "upstream")
 
     theirs, ours = (torch.load(tmp_path / f"{name}.pt") for name in ("theirs", "ours"))
     assert len(theirs["seen"]["loss"]) == 16 and len(theirs["seen"]["advantages"]) == 4

@@ -1,5 +1,6 @@
 """The reference loop: every method, first ratios, accumulation, resume after a kill, one process against two."""
 
+import io
 import json
 import math
 import os
@@ -7,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from helpers.micro_runs import CONFIGS, even_codes, tiny_checkpoint, tiny_overrides, tiny_settings
 from helpers.paths import PYTHONPATH
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.report.folder import read_rollout
 from htgrpo_ext.train.checkpoint import complete_checkpoints
 from htgrpo_ext.workflow.train import train
 
@@ -60,6 +64,21 @@ def test_every_method_trains_and_its_first_ratio_is_exactly_one(method, checkpoi
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["gain"] == pytest.approx(summary["trained"]["overall"] - summary["base"]["overall"])
     assert (folder / "report.html").exists()
+
+
+def test_a_run_without_a_benchmark_is_not_evaluated_but_reported(checkpoint, tmp_path):
+    folder = train(tiny_settings("d1", checkpoint, tmp_path / "run", "eval=null"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["base"] is None and summary["reward"] == [cycles_of(folder)[0]["reward_mean"]] * 2
+    assert (folder / "report.html").exists() and not (folder / "eval").exists()
+
+
+def test_the_rollout_to_show_is_a_picture_with_its_grid_ranks_and_supports(checkpoint, tmp_path):
+    folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run"))
+    rollout = read_rollout(folder)
+    assert Image.open(io.BytesIO(rollout.picture)).size == (128, 128) and rollout.grid == (8, 8)
+    assert sorted(rollout.rank_N) == list(range(1, 65)) and rollout.stages == ["global", "structure"]
+    assert set(np.flatnonzero(rollout.supports_KN[1])) <= set(np.flatnonzero(rollout.rank_N <= 19))
 
 
 def test_revealed_structure_trains(checkpoint, tmp_path):

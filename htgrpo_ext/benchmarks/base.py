@@ -1,0 +1,84 @@
+"""What a benchmark is: its prompts, its verdicts, what is saved and shown of an image, how verdicts are summed up.
+
+Evaluation, summary, report and comparison know a benchmark only by this class.
+
+S runs (seeds), Q prompts, I images per prompt, B images, N image tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from htgrpo_ext.section import Section, Seed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class Verdict(NamedTuple):
+    correct: bool  # the score counts these
+    partial: float  # share of the prompt's requirements met, in [0, 1]
+    reason: str  # the first requirement that failed; "" when correct
+
+
+class PublishedScores(NamedTuple):
+    """A published table of scores, to print beside a comparison of our runs."""
+
+    title: str
+    note: str
+    rows: dict[str, tuple[float, ...]]  # by the method's label: each task in the order of `task_names`, then overall
+
+
+class Benchmark(Section, ABC):
+    """The `eval` section of a run. A subclass has a `name: Literal[...]`, and a line in `BENCHMARKS`."""
+
+    images_per_prompt: Annotated[int, Field(gt=0, le=1_000)]  # the paper's evaluations have 4
+    seed: Seed  # of the noise of the images, and of the intervals' resampling
+
+    title: ClassVar[str]
+    world: ClassVar[str | None] = None  # the model whose codes it reads; None: it judges the pixels of any model
+    task_names: ClassVar[dict[str, str]]  # words for each task, in the order of tables; see `task_words`
+    rule: ClassVar[str] = (  # what `summarise` computes, for the reader of a report
+        "Scores are shares of correct images; overall is the unweighted mean of the tasks. Intervals: 95 %, bootstrap "
+        "over prompts within each task"
+    )
+    published: ClassVar[PublishedScores | None] = None
+
+    def task_words(self, task: str) -> str:
+        """What people call a task."""
+        return self.task_names.get(task, task.replace("_", " "))
+
+    @abstractmethod
+    def prompts(self) -> list[dict]:
+        """The Q prompts, each at least {"prompt": text, "tag": its task}; the same at every call."""
+
+    @abstractmethod
+    def judge(self, prompts: Sequence[dict], codes_BN: Tensor, pixels: Callable[[], Tensor]) -> list[Verdict]:
+        """The verdict on each of B images, given as codes, against its own prompt.
+
+        codes_BN  int64 [B, N], on the CPU
+        pixels    decodes them when called: float32 [B, 3, H, W] in [-1, 1]
+        """
+
+    @abstractmethod
+    def keep(self, codes_BN: Tensor, pixels: Callable[[], Tensor]) -> NDArray:
+        """What is saved of B images [B, ...]; arguments as of `judge`."""
+
+    @abstractmethod
+    def show(self, kept: NDArray) -> list[Image]:
+        """Pictures of B images, from what `keep` saved of them; needs no model."""
+
+    def summarise(self, prompts: Sequence[dict], values: NDArray) -> dict:
+        """Scores per task and overall with intervals, by GenEval's rule: see `aggregate`.
+
+        values  [Q, I] or [S, Q, I]: verdicts, or differences of verdicts
+        """
+        from htgrpo_ext.benchmarks.aggregate import aggregate
+
+        return aggregate(prompts, values, self.seed)

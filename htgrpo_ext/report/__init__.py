@@ -1,0 +1,1 @@
+"""A run in tables, curves and pictures: summary, report, comparison."""
