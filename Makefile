@@ -2,9 +2,9 @@
 
 MODEL ?= micro
 METHOD ?= htgrpo
-# native: our own loop. upstream: MaskGRPO's, with the patches; what real backbones are trained in.
+# native: our own loop. upstream: MaskGRPO's with the patches, in which the real backbones are trained.
 LOOP ?= $(if $(filter micro,$(MODEL)),native,upstream)
-# A file of configs/accelerate to launch with, or none for one process.
+# A file of configs/accelerate for `accelerate launch`, or none: one process.
 LAUNCH ?= $(if $(filter micro,$(MODEL)),none,zero2)
 CHECKPOINT ?=
 UPSTREAM_URL ?=
@@ -19,7 +19,7 @@ RESUME ?=
 SEEDS ?= 3
 METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
-# Of a comparison: a quarter of a run's own, because a baseline's cycle takes up to twenty times as long.
+# Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
 CYCLES ?= 10
 OUT ?= runs/micro-base
 STEPS ?= 1800
@@ -32,10 +32,10 @@ READY_UPSTREAM := $(VENV)/.ready-upstream
 READY_CLIP := $(VENV)/.ready-clip
 TEST_CLIP := $(VENV)/clip/.ready
 BIN := $(VENV)/bin
-# Where to look for PyTorch besides PyPI. Linux without a GPU: https://download.pytorch.org/whl/cpu saves gigabytes.
+# An index of PyTorch besides PyPI. On Linux without a GPU, https://download.pytorch.org/whl/cpu saves gigabytes.
 TORCH_INDEX ?=
 
-# Python 3.11 or newer, the first that is found; `make PYTHON=...` takes another.
+# The first Python 3.11 or newer that is found; `make PYTHON=...` takes another.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -91,7 +91,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-setup-upstream: $(READY_UPSTREAM)  ## Add to it what MaskGRPO's loop needs: TRL, DeepSpeed and more
+setup-upstream: $(READY_UPSTREAM)  ## Add what MaskGRPO's loop needs: TRL, DeepSpeed and more
 
 $(READY_UPSTREAM): $(READY)
 	@echo "adding what MaskGRPO's loop needs; this takes a few minutes, once"
@@ -100,14 +100,14 @@ $(READY_UPSTREAM): $(READY)
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
-setup-clip: $(READY_CLIP)  ## Add to it what the rewards clip and aesthetic need in process: open_clip
+setup-clip: $(READY_CLIP)  ## Add what the rewards clip and aesthetic need in process: open_clip
 
-# torchvision has to be of the same build as torch, so it is looked for where torch was.
+# torchvision has to be built for the same torch, so it comes from the same index.
 $(READY_CLIP): $(READY)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[clip]" $(addprefix --extra-index-url ,$(TORCH_INDEX))
 	@touch $@
 
-# For tests only, beside the environment and not in it: see tests/helpers/open_clip_here.py.
+# For tests only, and beside the environment: see tests/helpers/open_clip_here.py.
 $(TEST_CLIP): $(READY)
 	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt --target $(VENV)/clip \
 		open_clip_torch torchvision timm ftfy wcwidth
@@ -126,37 +126,37 @@ compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES
 test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 
-upstream:  ## Bring MaskGRPO's pinned commit into upstream/: UPSTREAM_URL=/path/or/url for a mirror
+upstream:  ## Get MaskGRPO's pinned commit into upstream/: UPSTREAM_URL=/path/or/url for a mirror
 	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
 
-apply-patches:  ## Put the patch series on upstream/ (make upstream first)
+apply-patches:  ## Apply the patch series to upstream/ (make upstream first)
 	@$(PATCHES) apply
 
-unapply-patches:  ## Take it off again
+unapply-patches:  ## Take the patch series off upstream/ again
 	@$(PATCHES) unapply
 
-check-patches:  ## Check the series, on upstream/ too if it is there
+check-patches:  ## Check the patch series, on upstream/ too if it is there
 	@$(PATCHES) check
 
 export-patches:  ## Write patches/ from the commits in upstream/
 	@$(PATCHES) export
 
-rebase-patches:  ## Move the series to another commit of MaskGRPO: TO=COMMIT, CONTINUE=1 after an edit by hand
+rebase-patches:  ## Move the patch series to another commit of MaskGRPO: TO=COMMIT, CONTINUE=1 after an edit by hand
 	@$(PATCHES) rebase $(if $(TO),--to '$(TO)') $(if $(CONTINUE),--continue)
 
 applied:
 	@$(PATCHES) applied >/dev/null
 
-test-upstream:  ## Run the tests that need MaskGRPO: UPSTREAM_URL, and MMADA_CHECKOUT, LUMINA_CHECKOUT, GENEVAL_CHECKOUT for other authors' code
+test-upstream:  ## Run the tests beside MaskGRPO's code: UPSTREAM_URL; MMADA_CHECKOUT, LUMINA_CHECKOUT, GENEVAL_CHECKOUT for others'
 	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
 	@$(PATCHES) apply
 	@$(MAKE) --no-print-directory setup-upstream
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) -m upstream -rs
 
-bench: applied $(READY_UPSTREAM)  ## Measure scoring and update of a cycle, MaskGRPO as published against HT-GRPO
+bench: applied $(READY_UPSTREAM)  ## Measure scoring and updates of a cycle, MaskGRPO as published and HT-GRPO
 	@$(BIN)/python benchmarks/scoring_cost.py --size 64,4 --repeats 3
 
-bench-rewards: $(READY)  ## Measure what a reward server gains by batching, and a run by not waiting for it
+bench-rewards: $(READY)  ## Measure what batching gains in a reward server, and overlap in a run
 	@$(BIN)/python benchmarks/reward_server.py --requests 4 --threads 1
 	@$(BIN)/python benchmarks/reward_overlap.py
 

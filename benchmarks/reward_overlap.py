@@ -1,10 +1,10 @@
-"""What `reward.overlap` gains: cycles of one run whose reward server takes its time, overlapped and not, in pairs.
+"""What `reward.overlap` gains: cycles with a slow reward server, overlapped and not, in pairs.
 
     .venv/bin/python benchmarks/reward_overlap.py --method htgrpo --milliseconds 10
 
-The server sleeps, as one on another GPU looks from here. Both runs of a pair have the same seed; which goes first
-alternates. The first cycle of each run, which also opens connections, is left out. Waiting is the part of a cycle that
-the log calls `reward`: drawing and sending the pictures, and waiting for what is left of the answer.
+The server sleeps, so it uses no CPU, like one on another GPU. Both runs of a pair have the same seed; which goes first
+alternates. The first cycle of each run warms up and is left out. Waiting is the part of a cycle that the log calls
+`reward`: decoding and sending the pictures, and waiting for the rest of the reply.
 """
 
 import argparse
@@ -21,14 +21,14 @@ import httpx
 import torch
 
 from htgrpo_ext.config import load_settings
-from htgrpo_ext.train.native import train
+from htgrpo_ext.workflow.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CYCLES = 4
 
 
 class Slow:
-    """A reward model that takes its time for each image: mean brightness."""
+    """A slow reward model: mean brightness, after a sleep for each image."""
 
     rewards = ("slow",)
 
@@ -41,7 +41,7 @@ class Slow:
 
 
 def seconds_of_a_cycle(method: str, url: str, overlap: bool, out: Path) -> tuple[float, float]:
-    """Medians over cycles: of all parts together, and of waiting."""
+    """Medians over cycles: of the whole cycle, and of its waiting."""
     term = f"{{name: slow, weight: 1.0, url: '{url}', batch_size: 1000}}"
     sets = [f"reward.terms=[{term}]", f"reward.overlap={str(overlap).lower()}", f"loop.cycles={CYCLES}", f"out={out}"]
     sets += ["eval.prompts_per_task=1", "eval.images_per_prompt=1", "log.tensorboard=false"]
@@ -62,9 +62,9 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--method", default="htgrpo")
-    parser.add_argument("--milliseconds", type=float, default=10.0, help="that the server takes for an image")
+    parser.add_argument("--milliseconds", type=float, default=10.0, help="per image, of the server")
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
     with socket.socket() as probe:

@@ -1,17 +1,17 @@
-"""What dynamic batching gains: clients that ask one image at a time, batches of up to B against one by one.
+"""What dynamic batching gains: clients that send one image at a time, scored in batches of up to B or one by one.
 
     .venv/bin/python benchmarks/reward_server.py [--pairs P] [--clients C] [--requests R] [--batch-size B]
 
-Two servers of each reward, both `htgrpo serve-reward` on the CPU, one with --batch-size 1. C clients in this process
-ask one of them R times each, the next request when the answer to the last has come; then the other. The two take turns
-in being first, and each pair gives one ratio; what is printed are medians over the pairs, and the smallest and the
-largest ratio. Rewards, with random weights where there are any:
+Each reward has two servers, both `htgrpo serve-reward` on the CPU, one with --batch-size 1. C clients in this process
+send R requests each to one of them, the next when the reply to the last has come; then to the other. The two take turns
+in being first, and each pair gives one ratio. Printed are medians over the pairs, and the smallest and the largest
+ratio. The rewards, with random weights where they have any:
 
-    encoder   width 192, 6 layers, 197 tokens, as a small ViT: an image alone keeps a CPU busy, without a batch
-    one token width 1024, 4 layers, one token: an image alone mostly waits for weights to come from memory
-    micro     the micro world's verifier: almost no work, HTTP and PNG are what costs
+    encoder   width 192, 6 layers, 197 tokens, as a small ViT: one image keeps a CPU busy
+    one token width 1024, 4 layers, one token: one image mostly waits for weights from memory
+    micro     the micro world's verifier: almost no work; HTTP and PNG take the time
 
-On a GPU an image alone leaves most of it idle; few cores of a CPU show the lower end of what there is to gain.
+One image leaves most of a GPU idle; a few CPU cores show the lower end of the gain.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from htgrpo_ext.micro import world
 from htgrpo_ext.micro.decoder import decode_codes
 from htgrpo_ext.pixels import encode_png, from_levels, to_levels
 
-CASES = {  # reward on the command line, its options, the name to ask for
+CASES = {  # argument of serve-reward, its options, the reward's name
     "encoder": (f"{__file__}:Encoder", {"width": 192, "layers": 6, "tokens": 197}, "score"),
     "one token": (f"{__file__}:Encoder", {"width": 1024, "layers": 4, "tokens": 1}, "score"),
     "micro": ("micro", {}, "partial"),
@@ -44,7 +44,7 @@ SAMPLES = ("htgrpo_reward_batch_images_sum", "htgrpo_reward_batch_images_count")
 
 
 class Encoder:
-    """A transformer encoder with random weights on patches of 8 x 8 pixels; its score is a mean activation."""
+    """A transformer encoder with random weights on patches of 8 x 8 pixels; the score is the mean activation."""
 
     rewards = ("score",)
 
@@ -63,19 +63,20 @@ class Encoder:
 
 @contextmanager
 def served(case: str, batch_size: int, options: argparse.Namespace) -> Iterator[str]:
-    """The url of a server process."""
+    """Start a server process; gives its URL."""
     reward, own, _ = CASES[case]
     command = [sys.executable, "-m", "htgrpo_ext.cli", "serve-reward", reward, "--port", "0", "--device", "cpu"]
     command += ["--batch-size", str(batch_size), "--wait-ms", str(options.wait_ms)]
     command += [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         yield process.stdout.readline().rpartition(" at ")[2].rpartition(", on ")[0]
         process.terminate()
 
 
 async def ask(url: str, bodies: list[bytes], clients: int, requests: int) -> float:
-    """Images per second of all the clients together."""
+    """Images per second of all clients together."""
 
     async def one(http: httpx.AsyncClient, client: int) -> None:
         for i in range(requests):
@@ -92,7 +93,7 @@ async def ask(url: str, bodies: list[bytes], clients: int, requests: int) -> flo
 
 
 def scored(url: str) -> tuple[float, float]:
-    """Images and batches that a server has scored."""
+    """Images and batches that a server has scored so far."""
     lines = dict(line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics", trust_env=False).text.splitlines())
     images, batches = (float(lines[sample]) for sample in SAMPLES)
     return images, batches

@@ -1,12 +1,13 @@
-"""What the scoring and the updates of one cycle cost: MaskGRPO as published beside HT-GRPO, on a CPU.
+"""Measure what the scoring and the updates of one cycle cost on a CPU: MaskGRPO as published beside HT-GRPO.
 
     scoring_cost.py [--repeats R] [--size WIDTH,LAYERS]...
 
-One prompt, K = 8 updates, G = 9 rollouts, random codes and random unmask steps: rollouts are not measured. Both sides
-are MaskGRPO's own loop on the patched tree, without and with our extension, on a random MMaDA with the real sequence
-(1,283 ids) and vocabulary (134,656), fp32, the same adapters. Each measurement is a process of its own; the two
-methods take turns. MaskGRPO scores its K*G rows in one batch, which no small machine holds: here it goes rollout by
-rollout, 8 rows to score and 1 to update. Needs upstream/ with its patches, and Linux (peak memory from /proc).
+One prompt, K = 8 updates, G = 9 rollouts, random codes and random unmask steps; rollouts are not measured. Both sides
+run MaskGRPO's own loop on the patched tree, without and with our extension. The model is a random MMaDA in fp32 with
+the real sequence (1,283 ids) and vocabulary (134,656), and the same adapters. Each measurement is a process of its
+own; the two methods take turns. MaskGRPO scores its K*G rows in one batch, which a small machine cannot hold. Here it
+goes rollout by rollout: 8 rows to score and 1 to update. Needs upstream/ with its patches, and Linux (peak memory from
+/proc).
 
 G rollouts, K updates, N image tokens, S sequence positions.
 """
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -40,7 +41,7 @@ PARTS = ("body forward", "head forward", "body backward", "head backward", "rest
 
 
 def settings_of(method: str, checkpoint: Path):
-    """Settings of one cycle. Pads are seen, as MaskGRPO has it, so that both read sequences of the same length."""
+    """Settings of one cycle. Pads are seen, as in MaskGRPO, so that both methods read sequences of the same length."""
     from htgrpo_ext.config import load_settings
 
     files = [ROOT / "configs" / "model" / "mmada.yaml", ROOT / "configs" / "method" / f"{method}.yaml"]
@@ -64,7 +65,7 @@ def settings_of(method: str, checkpoint: Path):
 
 
 def make_trainer(settings):
-    """MaskGRPO's trainer as published, or with our extension, as training makes them; no image is decoded here."""
+    """MaskGRPO's trainer as published, or with our extension, made as for training; no image is decoded."""
     from helpers import upstream_stub
     from htgrpo_ext.maskgrpo import launch
 
@@ -75,12 +76,14 @@ def make_trainer(settings):
 
 
 class Meter:
-    """Rows through the model, and seconds of its parts, by hooks on the model and on its output head."""
+    """Counts rows through the model and times its parts, by hooks on the model and on its output head."""
 
     def __init__(self, model):
-        self.rows, self.seconds, self._marks = Counter(), Counter(), {}
+        self.rows: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._marks: dict[str, float] = {}
         head = model.get_base_model().model.transformer.ff_out
-        # On PEFT's wrapper: one kind of it calls the forward inside without the hooks there.
+        # On PEFT's wrapper, because one kind of it calls the inner forward without its hooks.
         model.register_forward_pre_hook(self._enter_model, with_kwargs=True)
         model.register_forward_hook(lambda *_: self._add("model", "model forward"))
         head.register_forward_pre_hook(lambda *_: self._mark("head"))
@@ -170,35 +173,31 @@ def maskgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
 
 
 def htgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
-    """The same by the same functions, whose answers come from the extension; all G rollouts at once."""
+    """The same functions with the extension behind them; all G rollouts at once."""
     import torch
 
     from htgrpo_ext.core.randomness import Draws
     from htgrpo_ext.core.sampler import Rollout
-    from htgrpo_ext.maskgrpo.extension import RolledOut
-    from htgrpo_ext.rewards.mix import JudgedBatch, Pending
-    from htgrpo_ext.train.scoring import plan_updates
+    from htgrpo_ext.maskgrpo.extension import Answer, MicroBatch
+    from htgrpo_ext.rewards.mix import JudgedBatch
+    from htgrpo_ext.train.scoring import plan_updates, score
 
     settings, extension, model = trainer.run.settings, trainer.extension, trainer.model.eval()
     codes_GN, step_GN, advantage_G = random_rollouts(0)
-    prompts, draws = trainer.extension.backbone.encode_prompts([PROMPT] * G), Draws(settings.seed, 0, [0], G)
+    prompts, draws = extension.backbone.encode_prompts([PROMPT] * G), Draws(settings.seed, 0, [0], G)
     rollout = Rollout(codes_GN, step_GN, torch.zeros(G, N))
     batch, planned = plan_updates(settings, rollout, prompts, draws)
-    extension.cycle, extension.results = [], []
-    trainer._rolled = RolledOut([{}] * G, prompts, rollout, batch, planned, Pending({}, {}, G, 0.0))
-    trainer._scores = None
-    with torch.no_grad():
-        old, target_KGN = trainer._get_per_token_logps(model, None, N, None)
-        with model.disable_adapter():
-            reference, _ = trainer._get_per_token_logps(model, None, N, None)
+    scores = score(settings, extension.backbone, extension.forward, prompts, codes_GN, planned, 0)
     judged = JudgedBatch(advantage_G, advantage_G, torch.ones(G, dtype=torch.bool), any_kept=True, metrics={})
+    micro = MicroBatch(0, [{}] * G, prompts, rollout, batch, planned, scores, judged)
+    extension.cycle, extension.results = [micro], []
     inputs = {
-        "micro_batch": extension.take(trainer._rolled, trainer._scores, judged),
+        "micro_batch": micro,
         "prompt_ids": prompts.ids_BL,
         "completion_ids": codes_GN,
-        "completion_mask": target_KGN.int(),
-        "old_per_token_logps": old,
-        "ref_per_token_logps": reference,
+        "completion_mask": torch.stack([update.target_BN for update in planned]).int(),
+        "old_per_token_logps": Answer(extension, "old"),
+        "ref_per_token_logps": Answer(extension, "reference"),
         "advantages": advantage_G,
         "mask_seeds": [0] * K,  # never read
     }
@@ -225,7 +224,7 @@ def measure(method: str, checkpoint: Path) -> dict:
     CYCLES[method](trainer, meter, 1, 1)
     meter.rows.clear()
     meter.seconds.clear()
-    ctypes.CDLL(None).malloc_trim(0)  # what loading and the warm-up left free must not hide what the cycle takes
+    ctypes.CDLL(None).malloc_trim(0)  # memory that loading and the warm-up left free must not hide what the cycle takes
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     start = time.perf_counter()
@@ -287,7 +286,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    from llada_checkpoints import mmada_checkpoint
+    from helpers.llada_checkpoints import mmada_checkpoint
 
     own = K * G * S * VOCABULARY * 4 / 1e9
     print(f"MaskGRPO's own batch: logits of {K * G} x {S} x {VOCABULARY} in fp32 are {own:.1f} GB; measured by rollout")

@@ -1,4 +1,4 @@
-"""Pixels between the two forms they have: float32 in [-1, 1] inside, 8-bit PNG (lossless) on the wire.
+"""Conversion of pixels: float32 in [-1, 1] in this process, 8-bit PNG (lossless) between processes and in files.
 
 B images, H x W pixels.
 """
@@ -34,14 +34,14 @@ def levels_image(levels_3HW: Tensor) -> Image.Image:
 
 
 def encode_png(levels_3HW: Tensor) -> bytes:
-    """A lossless PNG of uint8 levels; compressed lightly, since it only crosses a wire."""
+    """A lossless PNG of uint8 levels, lightly compressed, because it is only sent once."""
     buffer = io.BytesIO()
     levels_image(levels_3HW).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Height and width that a PNG says it has, nothing unfolded. Raises ValueError for anything else."""
+    """Height and width from a PNG's header; no pixels are decoded. Raises ValueError for anything else."""
     with _opened(data) as image:
         return image.height, image.width
 
@@ -49,11 +49,15 @@ def png_size(data: bytes) -> tuple[int, int]:
 def decode_png(data: bytes) -> Tensor:
     """Levels uint8 [3, H, W] of a PNG.
 
-    Raises ValueError for anything else, and for a picture that three channels of 8 bits cannot hold: what would be
-    left of its transparency or its 16 bits would not be what was sent.
+    Raises ValueError for anything else, and for a picture with transparency or 16 bits a channel, which three channels
+    of 8 bits cannot represent.
     """
     with _opened(data) as image:
-        if image.mode not in ("RGB", "L", "P", "1") or "transparency" in image.info or ";16" in str(image.tile):
+        if (
+            image.mode not in ("RGB", "L", "P", "1")
+            or "transparency" in image.info
+            or ";16" in str(getattr(image, "tile", ""))
+        ):
             raise ValueError("not a PNG of 8 bits a channel without transparency")
         levels_HW3 = np.array(image.convert("RGB"))
     return torch.from_numpy(levels_HW3).permute(2, 0, 1).contiguous()

@@ -11,7 +11,7 @@ from helpers.paths import CONFIGS, ROOT
 from htgrpo_ext.config import load_settings, read_options, save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import CHOICES
-from htgrpo_ext.train.run import refuse_other_settings
+from htgrpo_ext.train.folder import refuse_other_settings
 
 METHODS = CHOICES["method"]
 

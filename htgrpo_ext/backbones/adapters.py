@@ -1,6 +1,6 @@
-"""LoRA adapters as files: read, fold into a model, or into a checkpoint folder that then needs no adapter any more.
+"""LoRA adapters as files: read one, add it to a model's weights, or write a checkpoint that contains it.
 
-A weight W of the base model becomes W + alpha/r B A. Computed in float32 and rounded once to the type of W.
+A weight W of the base model becomes W + alpha/r B A, computed in float32 and rounded once to the type of W.
 """
 
 import json
@@ -32,9 +32,9 @@ class LowRank(NamedTuple):
 
 
 def read_adapter(folder: Path) -> dict[str, LowRank]:
-    """The change of every weight that an adapter folder holds, by the weight's name in the base model.
+    """The change of each weight in an adapter folder, by the weight's name in the base model.
 
-    Raises UserError if there is no adapter, or one of a kind that is more than two matrices to a weight.
+    Raises UserError if there is no adapter, or if it is not plain LoRA.
     """
     file = folder / "adapter_config.json"
     if not file.is_file() or not (folder / "adapter_model.safetensors").is_file():
@@ -58,7 +58,7 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
 
 
 def _check(changes: dict[str, LowRank], shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """UserError unless every change has a weight of its shape."""
+    """Raises UserError unless there is a weight of the right shape for every change."""
     for name, change in changes.items():
         shape = (change.b.shape[0], change.a.shape[1])
         if shapes.get(name) != shape:
@@ -76,9 +76,9 @@ def fold_into_model(model: nn.Module, adapter: Path) -> None:
 
 
 def merge(checkpoint: Path, adapter: Path, out: Path) -> int:
-    """Write `out`, the checkpoint with an adapter folded in: the same files, shards, names and types.
+    """Write `out`: the checkpoint with the adapter added to its weights, and the same files, shards, names and types.
 
-    Returns the number of weights that changed. Holds one shard in memory at a time.
+    Returns the number of changed weights. One shard at a time is in memory.
     Raises UserError if `out` exists, if the checkpoint has no safetensors, or if the adapter does not fit.
     """
     changes = read_adapter(adapter)

@@ -1,7 +1,7 @@
 """What every backbone offers to the loops.
 
-Image codes are canonical everywhere outside a backbone: int64 [B, N], 0..V-1, MASK where masked. Token ids,
-separators and offsets are the backbone's own business.
+Outside a backbone, image codes are canonical: int64 [B, N], 0..V-1, MASK where masked. Token ids, separators and
+offsets stay inside the backbone.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,19 @@ class Denoiser(Protocol):
 
     def unconditional(self) -> Prompts:
         """The one row that stands for no prompt in classifier-free guidance."""
+        ...
 
     def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
-        """Codebook logits [M, V] at the M wanted positions, row-major, for U rows of prompt and canvas."""
+        """Codebook logits float [M, V] at the M wanted positions, row-major, for U rows of prompt and canvas.
+
+        codes_UN   int64 [U, N], MASK where masked
+        wanted_UN  bool [U, N], True at M positions
+        """
+        ...
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside this context `image_logits` answers as the frozen reference policy."""
+        ...
 
 
 class Backbone(Denoiser, Protocol):
@@ -35,13 +42,17 @@ class Backbone(Denoiser, Protocol):
     model: nn.Module  # what is trained: full weights, or adapters on frozen ones
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
-        """Rows of the model's prompt layout, padded to one length."""
+        """Rows of the model's prompt layout, padded to one length. Raises UserError for a text that does not fit."""
+        ...
 
     def prepare_decoder(self) -> None:
         """Load what `decode` needs, if that takes long. Raises UserError when it is missing."""
+        ...
 
     def decode(self, codes_BN: Tensor) -> Tensor:
-        """Pixels float32 [B, 3, H, W] in [-1, 1]."""
+        """Pixels float32 [B, 3, H, W] in [-1, 1] of int64 [B, N]."""
+        ...
 
     def route_through(self, wrapped: nn.Module) -> None:
         """Send the policy's forwards through accelerate's wrapper of `model`."""
+        ...

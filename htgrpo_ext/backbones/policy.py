@@ -1,8 +1,10 @@
-"""What every backbone does with its model, whichever it is: adapters, accelerate's wrapper, the frozen reference."""
+"""What every backbone does with its model: adapters, accelerate's wrapper, the frozen reference policy."""
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,18 +12,42 @@ from torch import nn
 from htgrpo_ext.core.randomness import derived_seed
 
 
-def with_adapters(model: nn.Module, lora: dict, seed: int) -> nn.Module:
-    """`model` wrapped in fresh LoRA adapters; `lora` are keywords of peft's LoraConfig."""
-    from peft import LoraConfig, get_peft_model
+def is_target(name: str, targets: str | Sequence[str]) -> bool:
+    """Whether a module gets an adapter, by peft's rule: a regular expression of whole names, or last parts of names."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def with_adapters(model: nn.Module, lora: dict[str, Any], seed: int) -> nn.Module:
+    """`model` wrapped in fresh LoRA adapters; `lora` holds the keywords of peft's LoraConfig."""
+    from peft.mapping import get_peft_model
+    from peft.tuners.lora import LoraConfig
 
     with torch.random.fork_rng():
-        torch.manual_seed(derived_seed(seed, "adapters"))  # peft's initialisers know no generator
-        return get_peft_model(model, LoraConfig(**lora))
+        torch.manual_seed(derived_seed(seed, "adapters"))  # peft's initialisers take no generator
+        return get_peft_model(model, LoraConfig(**lora))  # pyright: ignore[reportArgumentType], it takes any module
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy to compare with, for training without adapters."""
+    """A copy that does not train, to compare with where there are no adapters to switch off."""
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def prepare_policy(
+    model: nn.Module, lora: dict[str, Any] | None, seed: int, frozen: bool
+) -> tuple[nn.Module, nn.Module | None]:
+    """The model to train and the reference policy to compare it with; see `Policy`.
+
+    lora    keywords of peft's LoraConfig, for fresh adapters; None trains all weights
+    seed    of the adapters' first weights
+    frozen  for sampling: nothing is trained, so there is no reference
+    """
+    if frozen:
+        return model, None
+    if lora is not None:
+        return with_adapters(model, lora, seed), None
+    return model, frozen_copy(model)
 
 
 class Policy:
@@ -32,11 +58,11 @@ class Policy:
         self.model = model
         self._policy: nn.Module = model
         self._reference = reference
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = base.config
+        base = getattr(model, "get_base_model", lambda: model)()
+        self.config: Any = base.config
 
     def route_through(self, wrapped: nn.Module) -> None:
-        """Send the policy's forwards through accelerate's wrapper of `model`, which keeps processes in step."""
+        """Send the policy's forwards through accelerate's wrapper of `model`, which synchronises processes."""
         self._policy = wrapped
 
     def prepare_decoder(self) -> None:
@@ -50,8 +76,7 @@ class Policy:
     def reference(self) -> Iterator[None]:
         """Inside this context forwards are the frozen reference policy's."""
         if self._reference is None:
-            adapters_off = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
-            with adapters_off:
+            with getattr(self.model, "disable_adapter", nullcontext)():
                 yield
             return
         policy, self._policy = self._policy, self._reference

@@ -4,10 +4,11 @@ A backbone is a folder with a subclass of `ModelSection` and a line in `BACKBONE
 subclass imports the model inside its methods.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from htgrpo_ext.section import Section, Share
 
@@ -23,17 +24,19 @@ class Lora(Section):
     rank: PositiveInt
     alpha: PositiveInt
     dropout: Share
-    targets: list[str]
+    targets: Annotated[list[str], Field(min_length=1)]
 
 
 class ModelSection(Section):
     """A run's `model` section; a subclass is one backbone: its settings, its loading and its sizes."""
 
-    name: str
+    name: Any  # a subclass allows one literal
     checkpoint: Path
     tuning: Literal["full", "lora"]
     lora: Lora | None = None
 
+    # The linear maps of a block, which may get adapters; here they are LLaDA's and the micro model's.
+    projections: ClassVar[Sequence[str]] = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
     world: ClassVar[str | None] = None  # the world whose codes it paints; rewards and benchmarks may read them
     on_accelerators: ClassVar[bool] = True  # `htgrpo plan` shows memory and time of GPUs
 
@@ -46,10 +49,14 @@ class ModelSection(Section):
         """What is wrong between these fields, one line each."""
         if self.tuning == "lora" and self.lora is None:
             return ["tuning is lora, but there are no LoRA settings (model.tuning, model.lora)"]
-        return []
+        return [
+            f"no projection is called `{name}` (model.lora.targets; there are {', '.join(self.projections)})"
+            for name in (self.lora.targets if self.lora else ())
+            if name not in self.projections
+        ]
 
     def lora_targets(self, lora: Lora) -> list[str] | str:
-        """The modules that get adapters, as peft takes them: names, or a regular expression of whole names."""
+        """The modules that get adapters, as peft takes them; see `is_target`."""
         return list(lora.targets)
 
     def lora_keywords(self) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Memory and time of a training cycle, from the sizes of a model alone. Estimates: what is assumed stands beside it.
+"""Memory and time of a training cycle, estimated from the sizes of a model. Comments name the assumptions.
 
 N image tokens, V codebook.
 """
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from htgrpo_ext.backbones.settings import Lora, ModelSection
+from htgrpo_ext.backbones.policy import is_target
+from htgrpo_ext.backbones.settings import ModelSection
 
 FLOAT = 4  # bytes; of adapters, optimizer state, log-probabilities and the sampler's tables
 # Tables [N, V] per image that the sampler holds at its peak: logits with and without the prompt, their guided sum,
@@ -18,10 +19,10 @@ SAMPLER_TABLES = 6
 
 
 class Sizes(NamedTuple):
-    """The sizes that everything follows from. `width` and `ffn` are of a block; `element` is in bytes."""
+    """The sizes that memory and time follow from. `width` and `ffn` are of a block; `element` is in bytes."""
 
     parameters: int  # of the base model
-    in_blocks: int  # of them, in matrices that every position goes through
+    in_blocks: int  # of them, in the matrices of blocks, which every position goes through
     trained: int  # parameters that are trained: the same, or the adapters'
     adapters: bool
     layers: int
@@ -32,7 +33,7 @@ class Sizes(NamedTuple):
     codebook: int
     element: int  # of a weight of the base model, and of an activation
     recomputed: bool  # activation checkpointing
-    source: str | None  # where the sizes are from, if not from the checkpoint
+    source: str | None  # where the sizes come from, if not from the checkpoint
 
     def memory(self, rows: int, positions: int, batch_size: int) -> dict[str, int]:
         """Bytes by part, while `rows` are held for their backward, with logits at `positions` of them.
@@ -41,10 +42,10 @@ class Sizes(NamedTuple):
         """
         state = FLOAT if self.adapters else self.element
         per_block = (9 * self.width + 4 * self.ffn) * self.element
-        if self.adapters and self.element < FLOAT:  # adapters read each projection's input once more, in float32
+        if self.adapters and self.element < FLOAT:  # adapters keep each projection's input once more, in float32
             per_block += (6 * self.width + self.ffn) * FLOAT
         kept = rows * self.layers * per_block
-        if self.recomputed:  # every block's input, and one block as a whole
+        if self.recomputed:  # every block's input, and all activations of one block
             kept = rows * self.layers * self.width * self.element + min(rows, batch_size) * per_block
         rounded = 0 if self.element == FLOAT else self.element
         return {
@@ -57,25 +58,22 @@ class Sizes(NamedTuple):
         }
 
     def rollout_memory(self, images: int) -> int:
-        """Bytes of the sampler's probability tables, over all images sampled together."""
+        """Bytes of the sampler's probability tables, for all images that are sampled together."""
         return images * SAMPLER_TABLES * self.num_image_tokens * self.codebook * FLOAT
 
     def row_flops(self) -> float:
-        """Of one row's forward: matrices, attention (queries by keys, weights by values), the head's codebook rows."""
+        """FLOPs of one row's forward: matrices, attention (QK and AV), the head's codebook rows."""
         matrices = 2 * (self.in_blocks + self.trained * self.adapters) * self.sequence
         attention = 4 * self.sequence**2 * self.width * self.layers
         return matrices + attention + 2 * self.width * self.codebook * self.num_image_tokens
 
     def new_cost(self) -> int:
-        """A row with gradient, in forwards: itself, the gradient of inputs, that of weights if they are trained, and
-        the second forward that activation checkpointing takes."""
+        """Cost of a row with gradient, in forwards.
+
+        One for the row itself, one for the gradient of inputs, one for that of the weights if they are trained, and
+        one for the second forward of activation checkpointing.
+        """
         return 2 + (not self.adapters) + self.recomputed
-
-
-def adapter_parameters(model: nn.Module, lora: Lora) -> int:
-    """Parameters of LoRA on the named projections; those of blocks, not a head that is called the same."""
-    layers = [m for name, m in model.named_modules() if "blocks." in name and name.split(".")[-1] in lora.targets]
-    return sum(lora.rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
 def sizes_of(
@@ -90,21 +88,28 @@ def sizes_of(
     element: int,
     recomputed: bool = False,
     source: str | None = None,
+    blocks: str = "blocks.",
 ) -> Sizes:
     """The sizes of a configured model; see `Sizes` for the numbers.
 
-    build  makes the model with random weights; it is called where tensors have no storage
+    build   makes the model with random weights; it is called where tensors have no storage
+    blocks  part of the name of every linear map that belongs to a block
     """
     with torch.device("meta"):
         model = build()
     parameters = sum(p.numel() for p in model.parameters())
-    linear = [m for name, m in model.named_modules() if "blocks." in name and isinstance(m, nn.Linear)]
-    adapters = section.tuning == "lora" and section.lora is not None
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    lora = section.lora if section.tuning == "lora" else None
+    trained = parameters
+    if lora is not None:
+        targets = section.lora_targets(lora)
+        adapted = [m for name, m in linear.items() if is_target(name, targets)]
+        trained = sum(lora.rank * (m.in_features + m.out_features) for m in adapted)
     return Sizes(
         parameters=parameters,
-        in_blocks=sum(m.weight.numel() for m in linear),
-        trained=adapter_parameters(model, section.lora) if adapters else parameters,
-        adapters=adapters,
+        in_blocks=sum(m.weight.numel() for name, m in linear.items() if blocks in name),
+        trained=trained,
+        adapters=lora is not None,
         layers=layers,
         width=width,
         ffn=ffn,

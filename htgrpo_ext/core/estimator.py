@@ -1,7 +1,7 @@
-"""From views to log-probabilities, one forward for all rows that are the same to the model.
+"""From views to log-probabilities, with one forward for all rows that look the same to the model.
 
-Under the fully masked context of HT-GRPO the model's input is the prompt and nothing else: all G rollouts of a
-prompt and all K updates read their log-probabilities from one row. Other methods share what they happen to share.
+Under HT-GRPO's fully masked context the prompt is the model's whole input: all G rollouts of a prompt and all K
+updates read their log-probabilities from one row. Other methods share the rows that happen to be equal.
 
 B rollouts, N image tokens, V codebook, L prompt tokens; R rows (views x B), A those with a target, U distinct ones
 (b of them in a batch), T targets, M wanted positions.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from htgrpo_ext.core.sampler import MASK
-from htgrpo_ext.core.views import Prompts, Update
+from htgrpo_ext.core.views import Prompts, Update, add_up
 
 ImageLogits = Callable[[Prompts, Tensor, Tensor], Tensor]  # prompts [U], codes [U, N], wanted [U, N] -> [M, V]
 
@@ -32,17 +32,17 @@ def distinct_rows(prompts: Prompts, codes_RN: Tensor) -> tuple[Prompts, Tensor, 
 
 
 def hide_words(prompts: Prompts, hidden_BL: Tensor | None, mask_id: int) -> Prompts:
-    """The prompts with some tokens masked, as D1 has them."""
+    """The prompts with some tokens masked (D1)."""
     return prompts if hidden_BL is None else prompts._replace(ids_BL=prompts.ids_BL.masked_fill(hidden_BL, mask_id))
 
 
 def packed_slots(wanted_UN: Tensor) -> Tensor:
-    """Where each wanted position stands among all of them, row-major: int64 [U, N], meaningless elsewhere."""
+    """The place of each wanted position among all of them, row-major. int64 [U, N], meaningless elsewhere"""
     return (wanted_UN.flatten().cumsum(0) - 1).view_as(wanted_UN)
 
 
 class SharedForward:
-    """Calls the model once per distinct row, in batches, and counts the rows by what they were for.
+    """Calls the model once per distinct row, in batches, and counts the rows by kind (rollout, old, reference, new).
 
     image_logits  the model; see `Backbone.image_logits`
     mask_id       the model's id for a hidden prompt token
@@ -56,7 +56,7 @@ class SharedForward:
         self.rows: Counter[str] = Counter()
 
     def _batches(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kind: str) -> Iterator[tuple]:
-        """(first row, wanted [b, N], logits [M, V] fp32) of each batch of rows."""
+        """Yield (first row, wanted [b, N], logits float32 [M, V]) of each batch of rows."""
         self.rows[kind] += len(codes_UN)
         for start in range(0, len(codes_UN), self.batch_size):
             rows = slice(start, start + self.batch_size)
@@ -64,9 +64,9 @@ class SharedForward:
             yield start, wanted_UN[rows], logits_MV.float()
 
     def masked_logits(self, prompts: Prompts, codes_BN: Tensor) -> Tensor:
-        """Logits [M, V] at the masked positions of every row, row-major: what a sampler asks for.
+        """Logits float32 [M, V] at the masked positions of every row, row-major, for a sampler.
 
-        At the first step all rollouts of a prompt are one row.
+        At the first step all rollouts of a prompt share one row.
         """
         rows, codes_UN, row_B = distinct_rows(prompts, codes_BN)
         masked_UN = codes_UN == MASK
@@ -74,23 +74,26 @@ class SharedForward:
         return logits_MV[packed_slots(masked_UN)[row_B][codes_BN == MASK]]
 
     def log_probs(self, prompts: Prompts, codes_BN: Tensor, updates: Sequence[Update], kind: str) -> list[Tensor]:
-        """Log-probability of every target token in the view that asks for it, one tensor per update.
+        """Log-probabilities of every update's targets, each in its own view: the terms of the ratio (Eq. 3, 13).
+
+        With nothing visible this is the prompt-conditioned estimator (Eq. 9, 24).
 
         prompts   B rows, a prompt's rollouts side by side
-        codes_BN  int64, the rollouts' final codes
+        codes_BN  int64 [B, N], the rollouts' final codes
+        kind      what the rows are counted as
         Returns   float32 [B, N] per update, 0 where a token is no target. Gradients flow when they are enabled
         """
         views = [view for update in updates for view in update.views]
         target_RN = torch.cat([view.target_BN > 0 for view in views])
         context_RN = torch.cat([torch.where(view.visible_BN, codes_BN, MASK) for view in views])
         prompts_R = [hide_words(prompts, view.prompt_masked_BL, self.mask_id) for view in views]
-        asked_R = target_RN.any(-1)  # a view without a target for some rollout costs nothing
-        asked_R[0] |= ~asked_R.any()  # no target at all: one row keeps the forward, its result and its graph
+        asked_R = target_RN.any(-1)  # a row without a target is not computed
+        asked_R[0] |= ~asked_R.any()  # without any target one row is computed all the same, for its graph
         asked_prompts = Prompts(*(torch.cat(parts)[asked_R] for parts in zip(*prompts_R, strict=True)))
         rows, codes_UN, row_A = distinct_rows(asked_prompts, context_RN[asked_R])
         wanted_UN = torch.zeros_like(codes_UN).index_add(0, row_A, target_RN[asked_R].long()) > 0
 
-        # One entry per (view, rollout, target token), row-major; taken up in the order of the rows that answer them.
+        # One entry per (view, rollout, target token), row-major; sorted by the row that answers it.
         entry_A, place_T = target_RN[asked_R].nonzero(as_tuple=True)
         row_T = row_A[entry_A]
         code_T = codes_BN.repeat(len(views), 1)[target_RN]
@@ -104,4 +107,4 @@ class SharedForward:
         logp_RN = torch.zeros(target_RN.shape, device=codes_BN.device).masked_scatter(target_RN, logp_T)
         per_view = logp_RN.split(len(codes_BN))
         ends = torch.tensor([len(update.views) for update in updates]).cumsum(0).tolist()
-        return [sum(per_view[end - len(u.views) : end]) for u, end in zip(updates, ends, strict=True)]
+        return [add_up(per_view[end - len(u.views) : end]) for u, end in zip(updates, ends, strict=True)]

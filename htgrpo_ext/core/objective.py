@@ -11,11 +11,11 @@ from torch import Tensor
 
 from htgrpo_ext.core.views import Update
 
-ZERO_SPREAD = 1e-6  # a group whose rewards differ by less teaches nothing
+ZERO_SPREAD = 1e-6  # below this standard deviation a group has no spread to learn from
 
 
 def group_advantage(reward_B: Tensor, rollouts_per_prompt: int) -> tuple[Tensor, Tensor]:
-    """A = (R - mean) / (std + 1e-5) within each prompt's group, sample std as MaskGRPO has it.
+    """Group-relative advantage A = (R - mean) / (std + 1e-5) (Eq. 14, 28), with the sample std, as in MaskGRPO.
 
     reward_B  float [B], a prompt's rollouts side by side
     Returns   advantage float32 [B], and bool [P], True where a group has no spread
@@ -31,7 +31,7 @@ class Advantages(NamedTuple):
     advantage_B: Tensor  # float32, zero in a failed group
     reward_B: Tensor  # float32, the weighted sum; zero in a failed group
     flat_P: Tensor  # bool, scored groups without spread
-    failed_P: Tensor  # bool, groups of which some rollout has no score
+    failed_P: Tensor  # bool, groups with a rollout that has no score
 
 
 def mixed_advantage(
@@ -41,16 +41,16 @@ def mixed_advantage(
     rollouts_per_prompt: int,
     mixing: Literal["sum", "normalise-then-sum"],
 ) -> Advantages:
-    """Several rewards to one advantage, of a whole rollout batch: the rollouts of all processes.
+    """Mix several rewards into one advantage, over a whole rollout batch: the rollouts of all processes.
 
         sum                  the weighted sum, compared within its group
         normalise-then-sum   each reward compared within its group, then the weighted sum, divided by its standard
-                             deviation over the scored rollouts (GDPO, arXiv 2601.05242): a reward of small spread
-                             counts as much as one of large
+                             deviation over the scored rollouts (GDPO, arXiv 2601.05242). A reward with a small
+                             spread counts as much as one with a large spread
 
     score_BR  float32 [B, R]; read where not failed
-    weight_R  float32 [R]; weight x scale under "sum", where scores are used as they are
-    failed_B  bool [B], rollouts that some reward did not score. A group is compared whole or not at all
+    weight_R  float32 [R]; weight x scale under "sum", which uses raw scores
+    failed_B  bool [B], rollouts that some reward did not score; their whole group is left out
     """
     failed_P = failed_B.unflatten(0, (-1, rollouts_per_prompt)).any(1)
     kept_B = ~failed_P.repeat_interleave(rollouts_per_prompt)
@@ -83,11 +83,11 @@ class LogProbs(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged:
-    """What rollouts were worth."""
+    """Rewards and advantages of rollouts."""
 
     reward_B: Tensor  # float32
     advantage_B: Tensor  # float32
-    kept_B: Tensor  # bool, False: in a group that was not scored whole
+    kept_B: Tensor  # bool, False in a group that was not scored whole
 
     def rows(self, rows: slice) -> "Judged":
         """The same for some of the rollouts."""
@@ -99,8 +99,8 @@ class Objective(NamedTuple):
     kl: Tensor  # scalars from here on, detached, averaged over the support
     ratio_mean: Tensor
     ratio_max: Tensor
-    clip_low: Tensor  # share of tokens whose ratio fell below 1 - eps where that matters (A < 0)
-    clip_high: Tensor  # share whose ratio rose above 1 + eps where that matters (A > 0)
+    clip_low: Tensor  # share of tokens clipped below 1 - eps, which happens where A < 0
+    clip_high: Tensor  # share of tokens clipped above 1 + eps, which happens where A > 0
 
 
 Average = Literal["rollout", "token"]
@@ -114,23 +114,24 @@ def policy_objective(
     kl_coefficient: float,
     average: Average = "rollout",
 ) -> Objective:
-    """-J_k of Eq. 11.
+    """The loss -J_k of update k (Eq. 2, 11, 12; GRPO's own, Eq. 26, is the case w = 1).
 
+        ratio = pi_theta / pi_old of each target in its context   (Eq. 3, 13, 27)
         J = mean_g mean_{n in S_g} [ min(ratio w A, clip(ratio, 1-eps, 1+eps) w A) ] - beta KL
 
-    update   its targets are the support set S, where a token may count several times; its weights are w
-    judged   advantages A. Rollouts that were not kept have no part in J, neither by advantage nor by KL, and the
-             kept ones count in it as much as they would have if nothing had failed. The metrics are averages over
-             the kept ones
-    average  "rollout": each rollout counts the same, as printed above; "token": each token does (MaskGRPO). The two
-             agree where all supports have one size
-    The weight multiplies the advantage, never the KL.
+    The weight w multiplies the advantage A (Eq. 14), never the KL.
+
+    update   its targets are the support set S, in which a token may count several times; its weights are w
+    judged   advantages A. Rollouts that were not kept contribute neither advantage nor KL. Each kept one counts as
+             much as if nothing had failed. Metrics are averages over the kept ones
+    average  "rollout": each rollout counts the same, as above; "token": each token does (MaskGRPO). The two agree
+             when all supports have one size
     """
     (new_BN, old_BN, reference_BN), kept_B = log_probs, judged.kept_B
     target_BN = update.target_BN
     count_BN = target_BN.float() * kept_B[:, None]
     share = count_BN.sum() / target_BN.float().sum().clamp(min=1) if average == "token" else kept_B.float().mean()
-    # Before exp, not after: outside the support a value may be anything, and its gradient must still be zero.
+    # Replaced before exp, not after: outside the support a value may be infinite, and its gradient must be zero.
     new_BN, old_BN = (torch.where(count_BN > 0, logp_BN, 0.0) for logp_BN in (new_BN, old_BN))
     if reference_BN is not None:
         reference_BN = torch.where(count_BN > 0, reference_BN, 0.0)
@@ -161,12 +162,12 @@ def policy_objective(
 
 
 def averaging_mask(update: Update, average: Average, kept_B: Tensor) -> Tensor:
-    """A mask m with sum(m x) / sum(m) equal to the objective's own average of x over the support. float32 [B, N]
+    """A mask m such that sum(m x) / sum(m) is the objective's average of x over the support. float32 [B, N]
 
-    For a loop that averages in this way, as MaskGRPO's does. "token": m counts each token as often as it is a target;
-    "rollout": each rollout's counts sum to one. A rollout without a target spreads its one over all tokens, where the
-    weight is zero.
-    kept_B  bool [B], rollouts that rewards scored; the others are left out, unless there are no others
+    MaskGRPO's loop averages in this form. "token": m counts each token as often as it is a target; "rollout": each
+    rollout's counts sum to one. A rollout without a target spreads its one over all tokens, where the weight is zero.
+
+    kept_B  bool [B], rollouts that were scored; the others get 0. If none was, m is 1 everywhere
     """
     count_BN = update.target_BN.float()
     if average == "rollout":
@@ -176,6 +177,6 @@ def averaging_mask(update: Update, average: Average, kept_B: Tensor) -> Tensor:
 
 
 def kept_share(update: Update, average: Average, kept_B: Tensor) -> Tensor:
-    """What a loss over the kept rollouts alone is multiplied by, so that none counts for a lost one. Scalar"""
+    """The share of the average that the kept rollouts make up: a scalar that multiplies a loss over them alone."""
     whole_BN = averaging_mask(update, average, torch.ones_like(kept_B))
     return (whole_BN * kept_B[:, None]).sum() / whole_BN.sum()

@@ -1,4 +1,4 @@
-"""Generation order: which tokens were unmasked first (paper section 2.1).
+"""Generation order: which tokens were unmasked first (paper section 2.1, Eq. 1).
 
 B rollouts, N image tokens.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def generation_rank(unmask_step_BN: Tensor) -> Tensor:
-    """Rank of every token in the order of unmasking, 1 first.
+    """Generation-order rank of every token, 1 first (r of section 2.1 and Eq. 17).
 
     unmask_step_BN  integer [B, N], the sampler step at which each token appeared
     Returns         int16 [B, N], a permutation of 1..N per row; tokens of one step keep raster order

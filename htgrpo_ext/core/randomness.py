@@ -1,7 +1,7 @@
-"""Our own random draws: every one from a generator derived from what it is for, never from the global RNG.
+"""Our own random draws: each from a generator that is derived from its purpose, never from the global RNG.
 
-Noise is drawn per prompt, from (seed, purpose, index.., the prompt's place in the global batch). The numbers are
-therefore the same on one process or eight, and in one forward batch or twenty.
+Noise is drawn per prompt, from (seed, purpose, index.., the prompt's place in the global batch). So the numbers are
+the same on one process or eight, and in one forward batch or twenty.
 
 B rollouts = prompts x G, G rollouts per prompt.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any mix of numbers and words; different parts, unrelated seeds."""
+    """A 63-bit seed from any mix of numbers and words. Different parts give unrelated seeds."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -30,7 +30,7 @@ class Draws:
     """The noise of one batch of rollouts.
 
     seed                 the run's (or the evaluation's) seed
-    moment               what is being drawn for: the cycle's number, or a name
+    moment               the cycle's number, or a name such as "evaluation"
     prompts              place of each prompt in the global batch
     rollouts_per_prompt  G
     """

@@ -1,8 +1,8 @@
 """Samplers of masked-diffusion image generators, recording when each token was unmasked.
 
 A sampler calls `logits(codes_BN) -> [M, V]`: logits of the M still masked positions, row-major. It owns no
-randomness: `uniform(step) -> [B, 2, N]` supplies two numbers in [0, 1) per token and step. Masked is MASK in
-`codes`; a finished token is never masked again, in any of the samplers of MaskGRPO, MMaDA and Lumina-DiMOO.
+randomness: `uniform(step) -> [B, 2, N]` supplies two numbers in [0, 1) per token and step. A masked token is MASK in
+`codes`. A finished token is never masked again, as in the samplers of MaskGRPO, MMaDA and Lumina-DiMOO.
 
 B rollouts, N image tokens, V codebook, T steps, M masked positions.
 """
@@ -22,9 +22,11 @@ Uniform = Callable[[int], Tensor]
 
 
 class Rollout(NamedTuple):
+    """Finished images, when each token was unmasked, and the entropy of the model's prediction then (Eq. 21)."""
+
     codes_BN: Tensor  # int64 [B, N], in 0..V-1
     unmask_step_BN: Tensor  # int16 [B, N], in 0..T-1
-    entropy_BN: Tensor  # float32 [B, N], entropy in nats of the law each token was drawn from
+    entropy_BN: Tensor  # float32 [B, N], entropy in nats of the distribution that each token was drawn from
 
 
 def guided(conditional: Logits, unconditional: Logits, guidance: float) -> Logits:
@@ -35,21 +37,21 @@ def guided(conditional: Logits, unconditional: Logits, guidance: float) -> Logit
 
 
 def cosine_masked_share(time: float) -> float:
-    """Share of tokens still masked at time in [0, 1]: cos(pi/2 time)."""
+    """Share of tokens still masked at a time in [0, 1]: cos(pi/2 time)."""
     return math.cos(math.pi / 2 * time)
 
 
 def categorical(probs_MV: Tensor, uniform_M: Tensor) -> Tensor:
     """Draw one code per row by inverting the cumulative sum. int64 [M]"""
     cumulative_MV = probs_MV.cumsum(-1)
-    # Scaled by the last entry, which rounding leaves beside 1; the clamp serves u so near 1 that u * total = total.
+    # Scaled by the last entry, because rounding leaves it near 1, not at 1. The clamp is for u * total = total.
     points_M1 = (uniform_M * cumulative_MV[:, -1])[:, None]
     drawn_M = torch.searchsorted(cumulative_MV, points_M1, right=True)[:, 0]
     return drawn_M.clamp(max=probs_MV.shape[-1] - 1)
 
 
 def _draw(logits: Logits, codes_BN: Tensor, uniform_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A code for every masked position, its probability and its law's entropy, each [M], row-major."""
+    """Draw a code for every masked position. Returns it, its probability and the entropy, each [M], row-major."""
     logp_MV = logits(codes_BN).float().log_softmax(-1)
     probs_MV = logp_MV.exp()
     drawn_M = categorical(probs_MV, uniform_BN[codes_BN == MASK])
@@ -57,7 +59,7 @@ def _draw(logits: Logits, codes_BN: Tensor, uniform_BN: Tensor) -> tuple[Tensor,
 
 
 def _sample(shape: tuple[int, int], steps: int, device, decide: Callable) -> Rollout:
-    """The loop both samplers share; `decide(step, codes)` gives (finished, code, entropy) per masked position."""
+    """The loop that all samplers share (Eq. 1); `decide(step, codes)` gives (finished, code, entropy), each [M]."""
     if steps < 1:
         raise ValueError(f"sampler steps must be at least 1, not {steps}")
     codes_BN = torch.full(shape, MASK, dtype=torch.int64, device=device)
@@ -77,10 +79,10 @@ def _sample(shape: tuple[int, int], steps: int, device, decide: Callable) -> Rol
 
 @torch.no_grad()
 def emerge(logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, device="cpu") -> Rollout:
-    """MaskGRPO's sampler: which tokens appear does not depend on their values.
+    """MaskGRPO's sampler: which tokens are unmasked does not depend on their values.
 
-    At each step every masked token is unmasked with probability 1 - k_s/k_t (k: the share still masked after
-    and before the step), its code drawn from the model's law; the last step draws all that are left.
+    At each step every masked token is unmasked with probability 1 - k_s/k_t (k: the share still masked after and
+    before the step). Its code is drawn from the model's distribution. The last step draws all that are left.
     """
 
     def decide(step: int, codes_BN: Tensor):
@@ -95,13 +97,13 @@ def emerge(logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int,
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise from uniform noise in [0, 1), float32.
 
-    Never in bfloat16: its numbers below 1 end at 0.996, so that noise ends at 5.5 and unlikely tokens never win.
+    Never in bfloat16: its largest number below 1 is 0.996, so noise would end at 5.5 and unlikely tokens never win.
     """
     return -(-(uniform + TINY).log() + TINY).log()
 
 
 def _most_confident(confidence_M: Tensor, masked_BN: Tensor, stay_B: Tensor) -> Tensor:
-    """Of each row's masked tokens, all but the `stay_B` least confident. bool [M]"""
+    """All of each row's masked tokens but its `stay_B` least confident ones. bool [M]"""
     confidence_BN = torch.full(masked_BN.shape, torch.inf, device=masked_BN.device)
     confidence_BN = confidence_BN.masked_scatter(masked_BN, confidence_M)
     order_BN = confidence_BN.argsort(dim=-1, stable=True).argsort(-1)
@@ -114,8 +116,8 @@ def _by_confidence(
     """MaskGIT's loop: draw every masked token, keep the most confident, leave the others masked.
 
     Confidence is the token's log-probability plus temperatures[step] x Gumbel noise. floor(N k_s) tokens stay masked,
-    at least 1 and at most one fewer than now, and none after the last step. Of a single token the two bounds disagree:
-    with `last_waits` it stays masked until the last step.
+    at least 1 and at most one fewer than now, and none after the last step. For a single token the two bounds
+    disagree: with `last_waits` it stays masked until the last step.
     """
     steps = len(temperatures)
 
@@ -138,10 +140,10 @@ def _by_confidence(
 def maskgit(
     logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
 ) -> Rollout:
-    """MaskGIT's sampler as MMaDA runs it: the most confident tokens are kept at each step.
+    """MaskGIT's sampler as MMaDA runs it: each step keeps the most confident tokens.
 
-    The temperature of the confidence noise anneals as MMaDA's does: it is multiplied by (1 - (step + 1)/T) at every
-    step, so that the factors compound.
+    The temperature of the confidence noise anneals as in MMaDA: every step multiplies it by (1 - (step + 1)/T), so
+    the factors compound.
     """
     temperatures = [temperature]
     for step in range(steps):
@@ -155,8 +157,8 @@ def maskgit_constant(
 ) -> Rollout:
     """MaskGIT's sampler as Lumina-DiMOO runs it: confidence noise of one temperature at every step.
 
-    Lumina-DiMOO divides the logits by that temperature as well; here tokens are drawn at 1 whatever it is, from the
-    law whose log-probabilities are trained. At its default, 1, there is no difference.
+    Lumina-DiMOO also divides the logits by that temperature. Here tokens are always drawn at temperature 1, from the
+    distribution whose log-probabilities are trained. At its default, 1, there is no difference.
     """
     return _by_confidence(logits, uniform, shape, [temperature] * steps, last_waits=False, device=device)
 

@@ -1,8 +1,9 @@
-"""The three questions every method answers about an update: what is visible, what is a target, what it weighs.
+"""The three answers of a method about an update: which tokens are visible, which are targets, how much each weighs.
 
 B rollouts, N image tokens, L prompt tokens, K updates.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ class Prompts(NamedTuple):
 
     ids_BL: Tensor  # int64
     attention_BL: Tensor  # bool, False on padding
-    words_BL: Tensor  # bool, the user's own words: neither padding nor markers
+    words_BL: Tensor  # bool, the user's own words, neither padding nor markers
 
     def rows(self, index: slice | Tensor) -> "Prompts":
         """The chosen rows."""
@@ -28,7 +29,7 @@ class Prompts(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """One masked picture of each rollout's image, and the tokens it is asked about.
+    """A context of each rollout's tokens (C in Eq. 2, 4, 12), and the tokens scored in it.
 
     visible_BN         bool, tokens shown to the model; the others are masked
     target_BN          bool, tokens whose log-probability is taken in this view; int64 where a token counts
@@ -43,7 +44,7 @@ class View:
 
 @dataclass(frozen=True)
 class Update:
-    """Update k of a rollout batch: its views (each token a target in at most one), weights and stage.
+    """Update k of a rollout batch: its views, weights and stage. A token is a target in at most one view.
 
     weight_BN  float32, multiplies the advantage, never the KL
     """
@@ -54,8 +55,8 @@ class Update:
 
     @property
     def target_BN(self) -> Tensor:
-        """int64, how often each token counts in the update: the support set S[g,k]."""
-        return sum(view.target_BN.long() for view in self.views)
+        """int64 [B, N], how often each token counts in the update: the support set S[g,k] (Eq. 2, 12)."""
+        return add_up(view.target_BN.long() for view in self.views)
 
     def rows(self, rows: slice) -> "Update":
         """The same update for some of the rollouts."""
@@ -67,8 +68,21 @@ class Update:
         return Update(views, self.weight_BN[rows], self.stage)
 
 
+def add_up(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor, in their order."""
+    total, *others = parts
+    for part in others:
+        total = total + part
+    return total
+
+
+def even_share(count: int, index: int, shares: int) -> range:
+    """Share `index` of the numbers 0..count-1, divided into `shares` neighbouring parts as evenly as possible."""
+    return range(index * count // shares, (index + 1) * count // shares)
+
+
 def same_contexts(a: Update, b: Update) -> bool:
-    """Whether two updates show the model the same rows, so that one forward serves both."""
+    """Whether two updates show the model the same rows. One forward then serves both."""
 
     def same(x: Tensor | None, y: Tensor | None) -> bool:
         return x is y or (x is not None and y is not None and torch.equal(x, y))
@@ -80,7 +94,7 @@ def same_contexts(a: Update, b: Update) -> bool:
 
 
 class RolloutBatch(NamedTuple):
-    """What a method may look at when it plans the K updates of a rollout batch."""
+    """What a method knows of a rollout batch when it plans the K updates."""
 
     unmask_step_BN: Tensor  # int16
     rank_BN: Tensor  # int16, 1..N

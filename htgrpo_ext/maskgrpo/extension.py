@@ -1,7 +1,7 @@
-"""HT-GRPO and its baselines inside MaskGRPO's loop: what its hooks ask for, answered by the native loop's parts.
+"""HT-GRPO and its baselines inside MaskGRPO's loop: the answers to its hooks, from the native loop's own parts.
 
-A micro-batch is rolled out, planned and scored once a cycle, then trained in each of the cycle's K optimizer steps.
-Nothing here knows MaskGRPO's code; trainer.py calls it from there.
+A micro-batch is rolled out, planned, scored and judged once a cycle, then trained in each of the cycle's K optimizer
+steps. Nothing here knows MaskGRPO's code; trainer.py calls it from there.
 
 P prompts, G rollouts per prompt, B rollouts of a process's micro-batch, N image tokens, K updates, A micro-batches.
 """
@@ -14,55 +14,36 @@ from torch import Tensor
 
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.objective import (
-    Judged,
-    LogProbs,
-    Objective,
-    averaging_mask,
-    kept_share,
-    policy_objective,
-)
+from htgrpo_ext.core.objective import Judged, LogProbs, Objective, averaging_mask, kept_share
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Prompts, RolloutBatch, Update
-from htgrpo_ext.rewards.mix import JudgedBatch, Pending
+from htgrpo_ext.rewards.mix import JudgedBatch
 from htgrpo_ext.rollouts.generate import generate
 from htgrpo_ext.train.run import Run
-from htgrpo_ext.train.scoring import BatchScores, plan_updates, score
+from htgrpo_ext.train.scoring import BatchScores, plan_updates, score, update_objective
 
 CycleRow = Mapping  # "prompt", the whole "task", and where it stands: "cycle", "place" (of its prompt, 0..P-1)
+Policy = Literal["old", "reference"]
 
 
-@dataclass(frozen=True, eq=False)
-class RolledOut:
-    """One process's rollouts of a micro-batch, its planned updates, and its rewards under way."""
+@dataclass(frozen=True, eq=False)  # compared by identity: its tensors have no one truth value
+class MicroBatch:
+    """Everything about a micro-batch that is known before its first optimizer step."""
 
+    place: int  # among the micro-batches of an optimizer step
     tasks: list[Mapping]
     prompts: Prompts
     rollout: Rollout
     batch: RolloutBatch
     updates: list[Update]
-    pending: Pending
-
-
-@dataclass(frozen=True, eq=False)  # one is itself, whatever its tensors hold
-class MicroBatch:
-    """All that is known of a micro-batch before its first optimizer step."""
-
-    place: int  # among the micro-batches of an optimizer step
-    rolled: RolledOut
     scores: BatchScores
     judged: JudgedBatch
-    # By optimizer step and update; only the last is kept.
-    answers: dict[tuple[int, int], LogProbs] = field(default_factory=dict)
-
-    @property
-    def updates(self) -> list[Update]:
-        return self.rolled.updates
+    answers: dict[tuple[int, int], LogProbs] = field(default_factory=dict)  # (optimizer step, update); only the last
 
 
 class Extension:
-    """The state that the hooks read: the micro-batch in hand, and the optimizer step it is trained in."""
+    """What the hooks read: the micro-batch in hand, and the optimizer step that trains it."""
 
     def __init__(self, run: Run, backbone: Backbone, forward: SharedForward):
         self.run, self.backbone, self.forward = run, backbone, forward
@@ -76,52 +57,39 @@ class Extension:
     @property
     def micro(self) -> MicroBatch:
         """The micro-batch in hand."""
-        assert self._micro is not None, "MaskGRPO computes a loss before its first rollout"
+        assert self._micro is not None, "MaskGRPO asks before its first rollout"
         return self._micro
 
     # --- once a cycle and micro-batch
 
-    def roll_out(self, rows: Sequence[CycleRow], prompts: Prompts) -> RolledOut:
-        """Sample the rows' images, plan their K updates, start their rewards.
+    def roll_out(self, rows: Sequence[CycleRow]) -> MicroBatch:
+        """Sample the rows' images, plan and score their K updates, and judge them: the next micro-batch of the cycle.
 
-        The first micro-batch of a cycle forgets the last cycle.
+        The first micro-batch of a cycle clears the last cycle.
         """
-        settings, G = self.run.settings, self.run.settings.rollout.rollouts_per_prompt
-        places = [row["place"] for row in rows[::G]]
+        run, settings, G = self.run, self.run.settings, self.run.settings.rollout.rollouts_per_prompt
         if len(self.cycle) == self.loop.micro_batches:
             self.cycle = []
             self.forward.rows.clear()
-        draws = Draws(settings.seed, rows[0]["cycle"], places, G)
-        with self.run.timed("rollout"):
+        prompts = self.backbone.encode_prompts([row["prompt"] for row in rows])
+        tasks, draws = (
+            [row["task"] for row in rows],
+            Draws(settings.seed, rows[0]["cycle"], [row["place"] for row in rows[::G]], G),
+        )
+        with run.timed("rollout"):
             rollout = generate(self.backbone, self.forward, prompts, draws, settings.rollout)
+        codes_BN = rollout.codes_BN
         batch, updates = plan_updates(settings, rollout, prompts, draws)
-        tasks, codes_BN = [row["task"] for row in rows], rollout.codes_BN
-        with self.run.timed("reward"):  # servers work while the old and the reference policy are scored
-            pending = self.run.rewards.begin(tasks, codes_BN, lambda: self.backbone.decode(codes_BN))
-        return RolledOut(tasks, prompts, rollout, batch, updates, pending)
-
-    def score(self, rolled: RolledOut) -> BatchScores:
-        """Old and reference log-probabilities of the next micro-batch of the cycle."""
-        with self.run.timed("score"):
-            return score(
-                self.run.settings,
-                self.backbone,
-                self.forward,
-                rolled.prompts,
-                rolled.rollout.codes_BN,
-                rolled.updates,
-                len(self.cycle),
-            )
-
-    def judge(self, rolled: RolledOut) -> JudgedBatch:
-        """Wait for the rewards."""
-        with self.run.timed("reward"):
-            return self.run.rewards.finish(rolled.pending)
-
-    def take(self, rolled: RolledOut, scores: BatchScores, judged: JudgedBatch) -> MicroBatch:
-        """The next micro-batch of the cycle, ready to be trained on."""
-        self.cycle.append(MicroBatch(len(self.cycle), rolled, scores, judged))
-        return self.cycle[-1]
+        with run.timed("reward"):  # servers work while the old and the reference policy are scored
+            pending = run.rewards.begin(tasks, codes_BN, lambda: self.backbone.decode(codes_BN))
+        place = len(self.cycle)
+        with run.timed("score"):
+            scores = score(settings, self.backbone, self.forward, prompts, codes_BN, updates, place)
+        with run.timed("reward"):
+            judged = run.rewards.finish(pending)
+        self._micro = MicroBatch(place, tasks, prompts, rollout, batch, updates, scores, judged)
+        self.cycle.append(self._micro)
+        return self._micro
 
     # --- in every optimizer step
 
@@ -140,8 +108,12 @@ class Extension:
         count = self.loop.updates_per_rollout
         return self.method.update_index(self.update, self.micro.place, self.loop.micro_batches, count)
 
+    def update_index(self, micro_step_index: int) -> int:
+        """The same for the hook, which also says what MaskGRPO would train: that follows micro-steps."""
+        return self.index
+
     def log_probs(self, index: int) -> LogProbs:
-        """Log-probabilities of update `index` in this optimizer step; computed once, whoever asks first."""
+        """Log-probabilities of update `index` in this optimizer step, computed at the first request."""
         key, answers = (self.step, index), self.micro.answers
         if key not in answers:
             answers.clear()
@@ -162,26 +134,24 @@ class Extension:
         return update.weight_BN * (update.target_BN > 0).any(-1, keepdim=True)
 
     def record(self, loss: Tensor, advantage_B: Tensor) -> None:
-        """Keep what the native loop logs of a micro-batch, with MaskGRPO's own loss and advantages."""
-        log_probs, kept_B = self.log_probs(self.index), self.micro.judged.kept_B
-        result = policy_objective(
+        """Keep the native loop's metrics of a micro-batch, with MaskGRPO's own loss and advantages."""
+        log_probs = self.log_probs(self.index)
+        result = update_objective(
+            self.run.settings,
             log_probs._replace(new_BN=log_probs.new_BN.detach()),
             self.micro.updates[self.index],
-            Judged(self.micro.judged.reward_B, advantage_B, kept_B),
-            self.loop.clip_epsilon,
-            self.loop.kl_coefficient,
-            self.method.average,
+            Judged(self.micro.judged.reward_B, advantage_B, self.micro.judged.kept_B),
         )
         self.results.append(result._replace(loss=loss.detach()))
-        self.micro.answers.clear()  # nobody asks again in this step, and they hold the forward's graph
+        self.micro.answers.clear()  # they hold the forward's graph, and this step needs them no longer
 
 
 @dataclass(frozen=True)
 class Answer:
-    """In place of MaskGRPO's log-probabilities [K, B, N] of a policy: each update's [1, B, N] when it is asked for."""
+    """In place of MaskGRPO's log-probabilities [K, B, N] of a policy: gives each update's [1, B, N] when indexed."""
 
     extension: Extension
-    policy: Literal["old", "reference"]
+    policy: Policy
 
     def __getitem__(self, index: int) -> Tensor:
         log_probs = self.extension.log_probs(index)

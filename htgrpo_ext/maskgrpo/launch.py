@@ -1,8 +1,8 @@
-"""MaskGRPO's own loop under our configuration: what its entry script edits into Python comes from YAML here.
+"""Start MaskGRPO's own loop from our configuration; its own entry script is configured by editing Python.
 
-METHOD=maskgrpo MODEL=mmada is MaskGRPO as published: its model class, its rollouts, its faults. Everything else takes
-rollouts, updates and log-probabilities from the native loop, and from MaskGRPO its loop, reward plumbing, KL,
-clipping, optimizer and checkpoints. trainer.py has both trainers.
+METHOD=maskgrpo MODEL=mmada is MaskGRPO as published: its model class, its rollouts, its faults. All other runs take
+rollouts, updates and log-probabilities from the native loop, and the loop, reward plumbing, KL, clipping, optimizer
+and checkpoints from MaskGRPO. trainer.py has both trainers.
 
 P prompts, G rollouts per prompt, K updates.
 """
@@ -12,33 +12,37 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils.data import Dataset
 
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.mmada.backbone import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.maskgrpo.checkpoints import complete_checkpoints, steps_done
 from htgrpo_ext.maskgrpo.extension import Extension
 from htgrpo_ext.maskgrpo.patches.series import require_applied
+from htgrpo_ext.methods.remasking import MaskGRPO
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.train.run import Run, newest_checkpoint, open_folder, prepare_run
+from htgrpo_ext.train.checkpoint import save_weights
+from htgrpo_ext.train.folder import newest_checkpoint, open_folder
+from htgrpo_ext.train.run import Run, prepare_run
 
 if TYPE_CHECKING:
     from htgrpo_ext.maskgrpo.trainer import LoopTrainer
 
 ROOT = Path(__file__).parents[2]
-COMPLETE = "complete"  # the file that says a checkpoint was written to its end
 TESTED = {"transformers": "4.46.0", "trl": "0.16.0", "peft": "0.14.0", "accelerate": "1.4.0"}
-PUBLISHED_STEPS = 12  # a default in the middle of its code, which nothing overrides for images
+PUBLISHED_STEPS = 12  # a default inside its code, which nothing overrides for images
 
 
 def require_upstream(root: Path = ROOT) -> None:
-    """Make MaskGRPO importable. Raises UserError when it is absent or unpatched, or other versions are installed."""
+    """Make MaskGRPO importable. Raises UserError if it is absent or unpatched, or if other versions are installed."""
     for name, tested in TESTED.items():
         try:
             installed = version(name)
@@ -46,7 +50,7 @@ def require_upstream(root: Path = ROOT) -> None:
             installed = "missing"
         if installed != tested:
             raise UserError(
-                f"MaskGRPO's loop was tested with {name} {tested}, {installed} is there: make setup-upstream"
+                f"MaskGRPO's loop was tested with {name} {tested}, and {installed} is here: make setup-upstream"
             )
     require_applied(root)
     if str(root / "upstream") not in sys.path:
@@ -54,9 +58,9 @@ def require_upstream(root: Path = ROOT) -> None:
 
 
 class CycleRows(Dataset):
-    """The rows MaskGRPO's loop asks for, in the native loop's order: for each optimizer step all B = P*G rows.
+    """The rows that MaskGRPO's loop reads, in the native loop's order: for each optimizer step all P*G rows.
 
-    They are the same in all K steps of a cycle, because the loop looks at them in the first only.
+    They are the same in all K steps of a cycle; the loop uses them in the first step only.
     """
 
     def __init__(self, settings: RunSettings, prompts: PromptSources):
@@ -75,13 +79,13 @@ class CycleRows(Dataset):
 
 
 def trainer_config(settings: RunSettings, processes: int) -> dict:
-    """MaskGRPO's configuration for a run: what it and `RunSettings` both know, and what keeps it out of our way."""
+    """The arguments of MaskGRPO's configuration for a run: our settings, and what switches its own parts off."""
     rollout, loop = settings.rollout, settings.loop
     images = rollout.prompts_per_cycle * rollout.rollouts_per_prompt
     return dict(
         output_dir=str(settings.folder / "checkpoints"),
         per_device_train_batch_size=images // (processes * loop.micro_batches),
-        generation_batch_size=images,  # one call for all rows of a micro-batch: `generate` cuts it by loop.batch_size
+        generation_batch_size=images,  # one call for all rows of a micro-batch; `generate` uses loop.batch_size
         gradient_accumulation_steps=loop.micro_batches,
         num_generations=rollout.rollouts_per_prompt,
         num_iterations=loop.updates_per_rollout,
@@ -112,28 +116,28 @@ def trainer_config(settings: RunSettings, processes: int) -> dict:
 
 
 def published_config(settings: RunSettings) -> dict:
-    """What MaskGRPO as published has otherwise: guidance and warm-up are its own, images are rolled out one by one."""
+    """The arguments that differ for MaskGRPO as published: its own guidance and warm-up, and rollouts one by one."""
     return dict(
         cfg_scale=settings.rollout.guidance,
         generation_batch_size=1,
-        min_mask_rate=settings.method.min_mask_rate,
+        min_mask_rate=cast(MaskGRPO, settings.method).min_mask_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=settings.loop.warmup_updates,
     )
 
 
 def is_published(settings: RunSettings) -> bool:
-    """Whether the run is MaskGRPO as published; the micro model is not, whose ids its code does not know."""
-    return settings.method.name == "maskgrpo" and settings.model.name == "mmada"
+    """Whether the run is MaskGRPO as published. Its code knows MMaDA's ids only."""
+    return isinstance(settings.method, MaskGRPO) and isinstance(settings.model, Mmada)
 
 
 def published_problems(settings: RunSettings) -> list[str]:
-    """What MaskGRPO as published would not do, though the settings ask for it."""
+    """What the settings ask for and MaskGRPO as published cannot do, one line each."""
     rollout, found = settings.rollout, []
     if (rollout.sampler, rollout.steps) != ("emerge", PUBLISHED_STEPS):
         found.append(
-            f"MaskGRPO as published rolls out by emerge in {PUBLISHED_STEPS} steps, whatever rollout.sampler and "
-            "rollout.steps say; set them so, or take METHOD=maskgrpo-fixed"
+            f"MaskGRPO as published always samples with emerge in {PUBLISHED_STEPS} steps; set rollout.sampler and "
+            "rollout.steps so, or use METHOD=maskgrpo-fixed"
         )
     if settings.loop.updates_per_rollout == 1:
         found.append("MaskGRPO as published cannot run with one update (loop.updates_per_rollout)")
@@ -142,34 +146,23 @@ def published_problems(settings: RunSettings) -> list[str]:
     return found
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(whole, key=steps_done)
-
-
-def steps_done(checkpoint: Path) -> int:
-    """Optimizer steps behind a checkpoint, from its name."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def published_parts(settings: RunSettings, device: torch.device) -> dict:
-    """What MaskGRPO's entry script builds for the trainer, in its order: the global generator is part of the run."""
-    from models import MMadaModelLM
-    from peft import LoraConfig
-    from training.prompting_utils import UniversalPrompting
+    """What MaskGRPO's entry script builds for the trainer, in the same order, because it draws from the global RNG."""
+    from models import MMadaModelLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from peft.tuners.lora import LoraConfig
+    from training.prompting_utils import UniversalPrompting  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer, set_seed
 
-    section = settings.model
+    section = cast(Mmada, settings.model)
     set_seed(settings.seed)
     model = MMadaModelLM.from_pretrained(section.checkpoint, torch_dtype=getattr(torch, section.dtype)).to(device)
-    vq_model = magvit_class().from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)
+    vq_model = cast(Any, magvit_class()).from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(section.checkpoint, padding_side="left")
     prompting = UniversalPrompting(tokenizer, max_text_len=section.prompt_length - 1, use_reserved_token=True)
     model.config.use_cache = False
     return dict(
         model=model,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **section.lora_keywords()),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **(section.lora_keywords() or {})),
         processing_class=prompting.text_tokenizer,
         uni_processing_class=prompting,
         vq_model=vq_model,
@@ -186,16 +179,16 @@ class MaskGRPOLoop:
         self.trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
 
     def save_model(self, folder: Path) -> None:
-        self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(folder)
+        save_weights(self.trainer.accelerator.unwrap_model(self.trainer.model), folder)
 
 
 def make_loop(settings: RunSettings) -> MaskGRPOLoop:
-    """MaskGRPO's trainer for a run, as published or with ours in it. Writes nothing.
+    """MaskGRPO's loop for a run, as published or with our extension. Writes nothing.
 
-    Raises UserError for a missing or unpatched upstream, or settings that cannot be.
+    Raises UserError for a missing or unpatched upstream, or for impossible settings.
     """
     require_upstream()
-    from grpo.grpo_config import MaskGRPOConfig
+    from grpo.grpo_config import MaskGRPOConfig  # pyright: ignore[reportMissingImports]
 
     from htgrpo_ext.maskgrpo.trainer import Canonical, ExtendedTrainer, PublishedTrainer
 
@@ -205,7 +198,7 @@ def make_loop(settings: RunSettings) -> MaskGRPOLoop:
         raise UserError("\n".join(problems))
     config = MaskGRPOConfig(**trainer_config(settings, processes) | (published_config(settings) if published else {}))
     config.epsilon_high = None  # TRL 0.16 asks for it; MaskGRPO's configuration is older
-    run = prepare_run(settings)  # rewards are asked now: what follows takes minutes with real weights
+    run = prepare_run(settings)  # before anything is loaded, which takes minutes with real weights
     shared = dict(args=config, train_dataset=CycleRows(settings, run.prompts))
     if published:
         return MaskGRPOLoop(run, None, PublishedTrainer(run, **shared, **published_parts(settings, config.device)))
@@ -219,9 +212,9 @@ def make_loop(settings: RunSettings) -> MaskGRPOLoop:
 
 
 def start(settings: RunSettings, resume: bool = False) -> MaskGRPOLoop:
-    """A loop with its model loaded and its folder open. It resumes from the last checkpoint if it is asked to.
+    """The loop, with its model loaded and its folder open; it resumes from the last checkpoint if asked.
 
-    Raises UserError as `make_loop` does, and for a folder that holds a run.
+    Raises UserError as `make_loop` does, and for a folder that holds a run (without `resume`).
     """
     require_upstream()
     checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)

@@ -1,11 +1,10 @@
 """MaskGRPO's trainer, twice: with the native loop's parts in it, and as published.
 
-This module imports MaskGRPO's code: launch.py imports it once upstream/ is known to be there.
+This module imports MaskGRPO's code, so launch.py imports it only after it has found upstream/.
 
 B rollouts of a process's micro-batch, L prompt tokens, N image tokens, K updates.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,23 +12,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from grpo.mask_grpo_trainer import MaskGRPOTrainer
+from grpo.mask_grpo_trainer import MaskGRPOTrainer  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
-from htgrpo_ext.maskgrpo.extension import Answer, Extension
-from htgrpo_ext.maskgrpo.launch import COMPLETE
+from htgrpo_ext.maskgrpo.checkpoints import COMPLETE
+from htgrpo_ext.maskgrpo.extension import Answer, CycleRow, Extension, Policy
 from htgrpo_ext.rewards.mix import JudgedBatch, pooled
 from htgrpo_ext.rollouts.generate import mean_entropy
-from htgrpo_ext.train.run import SHOWN, Run, log_cycle, log_update, save_pictures, save_shown_rollout, warmup_factor
+from htgrpo_ext.train.records import (
+    SHOWN,
+    log_cycle,
+    log_update,
+    save_pictures,
+    save_shown_rollout,
+    write_cycle,
+    write_update,
+)
+from htgrpo_ext.train.run import Run, warmup_factor
 
 
 class Canonical:
     """Stands in for MaskGRPO's tokenizer, prompt builder and image decoder.
 
-    A sequence is [L prompt ids, N codes, one more id] for every backbone: MaskGRPO only cuts the prompt and the codes
-    out of it. `decode_code` hands the codes on, because our rewards ask for pixels themselves where they need any.
+    A sequence is [L prompt ids, N codes, one more id] for every backbone; MaskGRPO only cuts the prompt and the codes
+    out of it. `decode_code` returns the codes unchanged, because our rewards decode pixels themselves.
     """
 
     pad_token_id = bos_token_id = eos_token_id = 0
@@ -41,37 +49,50 @@ class Canonical:
         return 0  # codes are not shifted by a vocabulary
 
     def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
-        return [""] * len(ids)  # only ever logged, and by an option that fails for images
+        return [""] * len(ids)  # MaskGRPO only logs these texts
 
     def decode_code(self, codes_BN: Tensor) -> Tensor:
         return codes_BN
 
     def save_pretrained(self, folder: str) -> None:
-        """The backbone's tokenizer is not trained; its checkpoint has it."""
+        """Nothing to save: the tokenizer is not trained, and the backbone's checkpoint has it."""
 
 
 class LoopTrainer(MaskGRPOTrainer):
-    """MaskGRPO's trainer as both ways of using it need it; what it computes is untouched."""
+    """MaskGRPO's trainer as both subclasses need it. What it computes is untouched."""
 
     def __init__(self, run: Run, **arguments):
-        super().__init__(**arguments)
+        super().__init__(reward_funcs=[self.reward], **arguments)
         self.remove_callback(PrinterCallback)
         self.run = run
 
     epsilon = property(lambda self: self.args.epsilon)  # MaskGRPO reads a name that TRL 0.16 no longer has
+
+    def reward(self, prompts, completions, **_) -> list[float]:
+        """MaskGRPO's kind of reward function: the run's mixed reward of a micro-batch."""
+        raise NotImplementedError
+
+    def log_step(self, logs: dict) -> None:
+        """Write the run's records of an optimizer step, and of the cycle that it ends."""
+        raise NotImplementedError
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        if "grad_norm" in logs:
+            self.log_step(logs)
+        super().log(logs, start_time)
 
     def _get_train_sampler(self) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # its rows are in the order of the run already
 
     def create_optimizer(self):
         optimizer = super().create_optimizer()
-        # DeepSpeed drops an empty group, and the scheduler then finds one learning rate too many.
+        # DeepSpeed drops an empty group, and the scheduler would find one learning rate too many.
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def _load_rng_state(self, checkpoint) -> None:
-        # transformers 4.46.0 reads numpy's state by torch.load, which since torch 2.6 has to be told that it may.
-        numpy_state = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+        # transformers 4.46.0 reads numpy's state by torch.load, which since torch 2.6 must be told that it may.
+        numpy_state = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.zeros(0).__reduce__()[0]]
         with torch.serialization.safe_globals(numpy_state):
             super()._load_rng_state(checkpoint)
 
@@ -81,44 +102,28 @@ class LoopTrainer(MaskGRPOTrainer):
         if self.accelerator.is_main_process:
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
-    def log(self, logs: dict, start_time: float | None = None) -> None:
-        if "grad_norm" in logs:
-            self.log_step(logs)
-        super().log(logs, start_time)
-
-    def log_step(self, logs: dict) -> None:
-        """The run's records of an optimizer step, and of the cycle that it ends."""
-        raise NotImplementedError
-
 
 class ExtendedTrainer(LoopTrainer):
-    """The trainer of every method that is ours to model: the hooks' answers come from its extension."""
+    """The trainer of every method that is ours to model: its extension answers the hooks."""
 
     def __init__(self, run: Run, extension: Extension, **arguments):
-        super().__init__(run, reward_funcs=[self.reward], **arguments)
-        self.model.config.codebook_size = extension.backbone.codebook_size  # MaskGRPO reads it; Lumina's lacks it
+        super().__init__(run, **arguments)
+        self.model.config.codebook_size = extension.backbone.codebook_size  # MaskGRPO reads it there
         self.ref_model = None  # the backbone has the reference policy
         self.extension = extension
-        self._policy_asked = "old"
-        # MaskGRPO asks for the reference policy by switching adapters off, also where full weights are trained.
+        self._policy: Policy = "old"  # whose log-probabilities MaskGRPO means when it asks without a gradient
+        # MaskGRPO reaches the reference policy by switching adapters off, also where full weights are trained.
         self._without_adapters = getattr(self.model, "disable_adapter", nullcontext)
-        self.model.disable_adapter = self._reference_is_asked
+        self.model.disable_adapter = self._as_reference
 
     @contextmanager
-    def _reference_is_asked(self) -> Iterator[None]:
-        before, self._policy_asked = self._policy_asked, "reference"
+    def _as_reference(self) -> Iterator[None]:
+        before, self._policy = self._policy, "reference"
         try:
             with self._without_adapters():
                 yield
         finally:
-            self._policy_asked = before
-
-    # --- what the native loop does another way than MaskGRPO
-
-    def reward(self, prompts, completions, step, run_name, **_) -> list[float]:
-        """MaskGRPO's kind of reward function: the run's mixed reward of the micro-batch in hand."""
-        self._judged = self.extension.judge(self._rolled)
-        return self._judged.reward_B.tolist()
+            self._policy = before
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         warmup = self.run.settings.loop.warmup_updates
@@ -127,45 +132,40 @@ class ExtendedTrainer(LoopTrainer):
         )
         return self.lr_scheduler
 
-    # --- a rollout batch
+    # --- a rollout batch: it is made first, and then handed to MaskGRPO piece by piece, as its code asks for them
 
-    def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+    def _generate_and_score_completions(self, inputs: list[CycleRow]) -> dict:
         self.model.eval()  # dropout off: log-probabilities are compared
-        self._rows, self._scores = inputs, None
         self.extension.backbone.route_through(self.model)
+        micro = self.extension.roll_out(inputs)
         batch = super()._generate_and_score_completions(inputs)
-        judged = self._judged
-        if self.run.settings.reward.mixing != "sum" or not judged.kept_B.all():
-            batch["advantages"] = judged.advantage_B  # MaskGRPO knows neither other mixtures nor lost groups
-        # MaskGRPO asks for no log-probabilities here when there is one update and no KL term.
-        scores = self._scores or self.extension.score(self._rolled)
-        return batch | {"micro_batch": self.extension.take(self._rolled, scores, judged)}
+        if self.run.settings.reward.mixing != "sum" or not micro.judged.kept_B.all():
+            batch["advantages"] = micro.judged.advantage_B  # MaskGRPO has no other mixtures and no lost groups
+        return batch | {"micro_batch": micro}
 
     def prepare_inputs_uni(self, texts: Sequence[str], task: str, device, **_) -> tuple:
-        self._prompts = self.extension.backbone.encode_prompts(texts)
-        return self._prompts.ids_BL, self._prompts.attention_BL, None
+        prompts = self.extension.micro.prompts
+        return prompts.ids_BL, prompts.attention_BL, None
 
     def t2i_generate_emerge(self, model, input_ids: Tensor, **_) -> Tensor:
-        self._rolled = self.extension.roll_out(self._rows, self._prompts)
-        return torch.cat([input_ids, self._rolled.rollout.codes_BN, torch.zeros_like(input_ids[:, :1])], dim=1)
+        codes_BN = self.extension.micro.rollout.codes_BN
+        return torch.cat([input_ids, codes_BN, torch.zeros_like(input_ids[:, :1])], dim=1)
+
+    def reward(self, prompts, completions, **_) -> list[float]:
+        return self.extension.micro.judged.reward_B.tolist()
 
     def _get_per_token_logps(self, model, input_ids, logits_to_keep, mask_seeds, cur_iter=0):
-        """With gradient the new policy's log-probabilities of update `cur_iter`; else those of all K updates."""
+        """With gradient, the new policy's log-probabilities of update `cur_iter`; else those of all K updates."""
         if torch.is_grad_enabled():
             return self.extension.log_probs(cur_iter).new_BN[None], None
-        self._scores = self._scores or self.extension.score(self._rolled)
-        targets_KBN = torch.stack([update.target_BN for update in self._rolled.updates])
-        return Answer(self.extension, self._policy_asked), targets_KBN
+        targets_KBN = torch.stack([update.target_BN for update in self.extension.micro.updates])
+        return Answer(self.extension, self._policy), targets_KBN
 
     # --- an optimizer step
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        seconds, start = self.run.seconds, time.perf_counter()
-        others = sum(seconds.values()) - seconds.get("update", 0.0)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        others = sum(seconds.values()) - seconds.get("update", 0.0) - others
-        seconds["update"] = seconds.get("update", 0.0) + time.perf_counter() - start - others
-        return loss
+        with self.run.timed("update"):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         model.eval()
@@ -175,43 +175,41 @@ class ExtendedTrainer(LoopTrainer):
         loss = loss * self.extension.kept_share()
         self.extension.record(loss, inputs["advantages"])
         self._learning_rate = self.optimizer.param_groups[0]["lr"]
-        # transformers 4.46.0 adds up what it should average over the micro-batches.
+        # transformers 4.46.0 adds up over the micro-batches, where it should average.
         return loss / self.args.gradient_accumulation_steps
 
     def log_step(self, logs: dict) -> None:
         run, extension, step = self.run, self.extension, self.state.global_step - 1
-        cycle, G = extension.cycle, self.num_generations
-        updates = [micro.updates[extension.update] for micro in cycle]
+        micros, G = extension.cycle, self.num_generations
+        updates = [micro.updates[extension.update] for micro in micros]
         run.progress.update(extension.update, updates[0].stage)
         log_update(run, step, updates, extension.results, float(logs["grad_norm"]), self._learning_rate)
         extension.results = []
         if extension.update < run.settings.loop.updates_per_rollout - 1:
             return
-        rolled = [micro.rolled for micro in cycle]
-        structure, refinement = torch.tensor([mean_entropy(r.rollout, r.batch) for r in rolled]).mean(0).tolist()
-        number = step // run.settings.loop.updates_per_rollout
-        judged = replace(cycle[0].judged, metrics=pooled([micro.judged.metrics for micro in cycle], G))
-        log_cycle(run, number, judged, (structure, refinement), extension.forward.rows)
-        tasks = [task for r in rolled for task in r.tasks[::G]][:SHOWN]
-        shown_BN = torch.cat([r.rollout.codes_BN[::G] for r in rolled])[:SHOWN]
-        save_pictures(run, number, tasks, lambda: extension.backbone.decode(shown_BN))
+        cycle, first = step // run.settings.loop.updates_per_rollout, micros[0]
+        entropies = torch.tensor([mean_entropy(micro.rollout, micro.batch) for micro in micros])
+        structure, refinement = entropies.mean(0).tolist()
+        judged = replace(first.judged, metrics=pooled([micro.judged.metrics for micro in micros], G))
+        log_cycle(run, cycle, judged, (structure, refinement), extension.forward.rows)
+        tasks = [task for micro in micros for task in micro.tasks[::G]][:SHOWN]
+        shown_BN = torch.cat([micro.rollout.codes_BN[::G] for micro in micros])[:SHOWN]
+        save_pictures(run, cycle, tasks, lambda: extension.backbone.decode(shown_BN))
         run.seconds.clear()
-        if number == run.settings.loop.cycles - 1:
-            first, reward = rolled[0], judged.reward_B[0].item()
-            save_shown_rollout(
-                run, extension.backbone, first.tasks[0], reward, first.rollout, first.batch, first.updates
-            )
+        if cycle == run.settings.loop.cycles - 1:
+            reward, shown = judged.reward_B[0].item(), (first.rollout, first.batch, first.updates)
+            save_shown_rollout(run, extension.backbone, first.tasks[0], reward, *shown)
 
 
 class PublishedTrainer(LoopTrainer):
-    """The trainer with no extension: MaskGRPO's own rollouts, masks and loss, whose numbers are logged as they come."""
+    """The trainer without an extension: MaskGRPO's own rollouts, masks and loss. We only log its numbers."""
 
     def __init__(self, run: Run, **arguments):
-        super().__init__(run, reward_funcs=[self.reward], **arguments)
+        super().__init__(run, **arguments)
         self._losses: list[Tensor] = []
         self._judged: list[JudgedBatch] = []
 
-    def reward(self, prompts, completions, step, run_name, task, **_) -> list[float]:
+    def reward(self, prompts, completions, *, task, **_) -> list[float]:
         self._shown = task[:SHOWN], completions[:SHOWN].clone()
         self._judged.append(self.run.rewards.score(task, completions, lambda: completions))
         return self._judged[-1].reward_B.tolist()
@@ -222,25 +220,14 @@ class PublishedTrainer(LoopTrainer):
         return loss
 
     def log_step(self, logs: dict) -> None:
-        cycle, k = divmod(self.state.global_step - 1, self.num_iterations)
+        step, kl = self.state.global_step - 1, self._metrics["train"]["kl"]
+        cycle, k = divmod(step, self.num_iterations)
         self.run.progress.update(k, "global")
-        record = {
-            "kind": "update",
-            "cycle": cycle,
-            "update": k,
-            "step": self.state.global_step,
-            "stage": "global",
-            "loss": self.accelerator.gather(torch.stack(self._losses)).mean().item(),
-            "kl": sum(self._metrics["train"]["kl"]) / max(len(self._metrics["train"]["kl"]), 1),
-            "grad_norm": float(logs["grad_norm"]),
-            "learning_rate": logs["learning_rate"],
-        }
-        self.run.log.write(record, self.state.global_step)
+        values = {"loss": self.accelerator.gather(torch.stack(self._losses)).mean().item()}
+        values |= {"kl": sum(kl) / max(len(kl), 1), "grad_norm": float(logs["grad_norm"])}
+        write_update(self.run, step, "global", values | {"learning_rate": logs["learning_rate"]})
         self._losses = []
         if k == self.num_iterations - 1:
-            metrics = pooled([judged.metrics for judged in self._judged], self.num_generations)
-            record = {"kind": "cycle", "cycle": cycle, **metrics, "seconds": {}}
-            self.run.log.write(record, self.state.global_step)
-            self.run.progress.cycle(record)
+            write_cycle(self.run, cycle, pooled([judged.metrics for judged in self._judged], self.num_generations))
             save_pictures(self.run, cycle, self._shown[0], lambda: self._shown[1])
             self._judged = []

@@ -1,6 +1,6 @@
-"""Methods: each says, for every update of a rollout batch, what is visible, what is a target, what it weighs.
+"""Methods: for every update of a rollout batch, which tokens are visible, which are targets, how much each weighs.
 
-A method is a subclass of `Method` with a literal `name`, and its place in `METHODS`.
+A method is a subclass of `Method` with a literal `name`, and an entry in `METHODS`.
 """
 
 from htgrpo_ext.methods.base import Method

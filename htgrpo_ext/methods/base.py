@@ -1,6 +1,6 @@
-"""What a method is: its settings, checked by pydantic, and the K updates it makes of a rollout batch."""
+"""The base class of methods: settings, checked by pydantic, and the K updates of a rollout batch."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,25 +16,25 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Method(Section):
-    """A run's `method` section; a subclass is one method: its settings and its `updates`.
+    """A run's `method` section. Each subclass is one method: its settings and its `updates`.
 
-    Settings load no torch, so a subclass imports tensor code inside `updates`.
+    Settings must not load torch, so a subclass imports tensor code inside `updates`.
     """
 
-    name: str
+    name: Any  # a Literal in each subclass
     structure_ratio: Share = 0.3  # rho (Eq. 7); methods without stages only split their logged entropies by it
 
     average: ClassVar[Literal["rollout", "token"]] = "rollout"  # how the objective averages over the support
-    old_from_first_update: ClassVar[bool] = True  # at update 0 theta is theta_old: its forward gives pi_old as well
+    old_from_first_update: ClassVar[bool] = True  # at update 0 theta = theta_old, so its forward gives pi_old as well
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
-        """The K = `count` updates of a rollout batch, all drawn from `draws`."""
+        """The K = `count` updates of a rollout batch. All randomness comes from `draws`."""
         raise NotImplementedError
 
     def update_index(self, update: int, micro_batch: int, micro_batches: int, count: int) -> int:
-        """Which of the K updates a micro-batch trains in optimizer step `update`: that step's own."""
+        """Which of the K updates micro-batch `micro_batch` of `micro_batches` trains in optimizer step `update`."""
         return update
 
     def problems(self, count: int, num_tokens: int) -> list[str]:
-        """What is wrong with these settings for K = `count` updates of images of N tokens, one line each."""
+        """What is wrong with these settings for K = `count` updates on images of N tokens, one line each."""
         return []

@@ -1,4 +1,7 @@
-"""HT-GRPO (paper section 3): staged, annealed supports; a fully masked context; credit by generation order."""
+"""HT-GRPO (paper section 3): staged, annealed supports; a fully masked context; credit by generation order.
+
+B rollouts, N image tokens, K updates.
+"""
 
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StageRates(Section):
-    """Annealing of one stage's sampling rate gamma (Eq. 8, 29-30)."""
+    """Annealing of one stage's sampling rate gamma (Eq. 29)."""
 
     gamma_max: Rate = 1.0
     gamma_min: Rate = 0.5
@@ -30,6 +33,8 @@ class StageRates(Section):
 
 
 class HTGRPO(Method):
+    """HT-GRPO. `context: reveal-structure` is ablation A5; `masked` is the method."""
+
     name: Literal["htgrpo"]
     budget: dict[Stage, int] = Field(default={"global": 2, "structure": 4, "refinement": 2})
     rates: dict[Stage, StageRates] = Field(default_factory=lambda: {stage: StageRates() for stage in STAGES})
@@ -38,6 +43,7 @@ class HTGRPO(Method):
     context: Literal["masked", "reveal-structure"] = "masked"
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        """Update k: a random part of the active stage's tokens (Eq. 18), in the masked context, by credit weight."""
         from htgrpo_ext.core.credit import credit_weight
         from htgrpo_ext.core.support import support_set
         from htgrpo_ext.core.views import Update
@@ -48,11 +54,11 @@ class HTGRPO(Method):
         for k, (stage, rate) in enumerate(self.sampling_rates()):
             noise_BN = draws.uniform("support", k, shape=rank_BN.shape[1:]).to(rank_BN.device)
             support_BN = support_set(stage_tokens(rank_BN, structure_count, stage), rate, noise_BN)
-            updates.append(Update(self._views(rank_BN <= structure_count, support_BN), weight_BN, stage))
+            updates.append(Update(self.views(rank_BN <= structure_count, support_BN), weight_BN, stage))
         return updates
 
     def sampling_rates(self) -> list[tuple[Stage, float]]:
-        """Stage and sampling rate gamma of every update (Eq. 6, 8, 29-30)."""
+        """Stage and sampling rate gamma of every update (Eq. 6, 29)."""
         rates = []
         for update in schedule(self.budget):
             of_stage = self.rates.get(update.stage, StageRates())
@@ -60,8 +66,11 @@ class HTGRPO(Method):
             rates.append((update.stage, sampling_rate(update.index, update.length, *ends)))
         return rates
 
-    def _views(self, structure_BN: "Tensor", support_BN: "Tensor") -> "tuple[View, ...]":
-        """Everything masked (Eq. 9); or, for the ablation, structure shown where refinement is scored."""
+    def views(self, structure_BN: "Tensor", support_BN: "Tensor") -> "tuple[View, ...]":
+        """The context of the support: every image token masked (Eq. 9, 19, 24).
+
+        In the ablation, structure tokens are visible where refinement tokens are scored (Eq. 25).
+        """
         from htgrpo_ext.core.views import View
 
         nothing_BN = support_BN & False
@@ -81,7 +90,7 @@ class HTGRPO(Method):
             )
         if not 0 < structure_count(num_tokens, self.structure_ratio) < num_tokens:
             found.append(
-                f"structure_ratio {self.structure_ratio} leaves a stage without tokens among {num_tokens} "
+                f"structure_ratio {self.structure_ratio} leaves a stage without any of the {num_tokens} tokens "
                 "(method.structure_ratio)"
             )
         return found

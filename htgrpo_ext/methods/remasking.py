@@ -1,4 +1,4 @@
-"""Random remasking: MaskGRPO, UniGRPO and D1. The context is the image with a random part masked again.
+"""Random remasking: MaskGRPO, UniGRPO and D1. The context is the image with a random part masked again (Eq. 15).
 
 B rollouts, N image tokens, L prompt tokens, K updates.
 """
@@ -14,33 +14,39 @@ if TYPE_CHECKING:
     from htgrpo_ext.core.views import RolloutBatch, Update
 
 
-class MaskGRPOFixed(Method):
-    """MaskGRPO as its paper describes it: update k masks at m_k = min(c + (1 - c)(k + 1)/K, 0.999)."""
+class MaskRatio(Method):
+    """What both forms of MaskGRPO share: update k masks at ratio m_k = min(c + (1 - c)(k + 1)/K, 0.999)."""
 
-    name: Literal["maskgrpo-fixed"]
     min_mask_rate: Share = 0.6  # c, MaskGRPO's own training script
 
     average: ClassVar[Literal["rollout", "token"]] = "token"
 
-    def _masks(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Tensor]":
+    def masks(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Tensor]":
+        """The masked tokens of every update, bool [B, N]."""
         from htgrpo_ext.core.contexts import remask
 
         c = self.min_mask_rate
         return [remask(batch, draws, k, min(c + (1 - c) * (k + 1) / count, 0.999)) for k in range(count)]
 
+
+class MaskGRPOFixed(MaskRatio):
+    """MaskGRPO as its paper describes it: the targets of an update are the tokens that it masks."""
+
+    name: Literal["maskgrpo-fixed"]
+
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
         from htgrpo_ext.core.contexts import remasked_updates
 
-        return remasked_updates(self._masks(batch, draws, count), batch)
+        return remasked_updates(self.masks(batch, draws, count), batch)
 
 
-class MaskGRPO(MaskGRPOFixed):
-    """MaskGRPO as its code was published, with the two faults that shape a run.
+class MaskGRPO(MaskRatio):
+    """MaskGRPO as its code was published, with the two faults that change a run.
 
-    1. The loss mask of all K updates is broadcast over each update's log-probabilities: every token counts as
-       often as it was masked in any of them, tokens visible in this update's context included.
-    2. The index of the update walks with the micro-step: with A micro-batches to an optimizer step, micro-batch a
-       of step k trains update (k A + a) mod K.
+    1. The loss masks of all K updates are broadcast over each update's log-probabilities. So every token counts as
+       often as any update masked it, also where it is visible in this update's context.
+    2. The index of the update follows the micro-step: with A micro-batches in an optimizer step, micro-batch a of
+       step k trains update (k A + a) mod K.
     It also computes pi_old of all K updates in a pass of its own.
     """
 
@@ -49,10 +55,10 @@ class MaskGRPO(MaskGRPOFixed):
     old_from_first_update: ClassVar[bool] = False
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
-        from htgrpo_ext.core.views import Update, View
+        from htgrpo_ext.core.views import Update, View, add_up
 
-        masked, weight_BN = self._masks(batch, draws, count), batch.plain_weight()
-        times_masked_BN = sum(masked_BN.long() for masked_BN in masked)
+        masked, weight_BN = self.masks(batch, draws, count), batch.plain_weight()
+        times_masked_BN = add_up(masked_BN.long() for masked_BN in masked)
         return [Update((View(~masked_BN, times_masked_BN),), weight_BN, "global") for masked_BN in masked]
 
     def update_index(self, update: int, micro_batch: int, micro_batches: int, count: int) -> int:
@@ -62,8 +68,8 @@ class MaskGRPO(MaskGRPOFixed):
 class UniGRPO(Method):
     """UniGRPO (MMaDA): a random start ratio per rollout, then even steps of 1/K over the updates.
 
-    The paper's printed rule ends fully masked and contradicts its own example (100, 300, 500, 700, 900 of
-    1,000); the example's even spacing is taken: ratio_k = r + k/K, r uniform in [0, 1/K).
+    Its paper's printed rule ends fully masked and contradicts the example there (100, 300, 500, 700, 900 of 1,000).
+    We follow the example: ratio_k = r + k/K, r uniform in [0, 1/K).
     """
 
     name: Literal["unigrpo"]
@@ -76,7 +82,7 @@ class UniGRPO(Method):
 
 
 class D1(Method):
-    """diffu-GRPO (d1): the image fully masked, each word of the prompt masked with probability p, anew per update."""
+    """diffu-GRPO (d1): the image fully masked, and each word of the prompt masked with probability p in each update."""
 
     name: Literal["d1"]
     prompt_mask_rate: Share = 0.15

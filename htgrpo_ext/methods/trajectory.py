@@ -1,5 +1,6 @@
-"""Trajectory recording: TraceRL / TraceGRPO, and AGRPO's sampled steps. Each token is scored in the context it
-was generated in: the tokens of earlier steps visible, everything else masked.
+"""Trajectory recording: TraceRL / TraceGRPO, and AGRPO's sampled steps (Eq. 16).
+
+Each token is scored in the context it was generated in: tokens of earlier steps visible, all others masked.
 
 B rollouts, N image tokens, K updates.
 """
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class TraceGRPO(Method):
-    """All N tokens in every update, each in its own step's view.
+    """All N tokens in every update, each in the view of its own step.
 
     merged_steps      s, neighbouring steps that share a view; 1 is exact
-    steps_per_update  train each update on this many of a rollout's views, drawn anew (AGRPO); None: on all
+    steps_per_update  train each update on so many random views of a rollout (AGRPO); None: on all
     """
 
     name: Literal["tracegrpo"]
@@ -29,6 +30,7 @@ class TraceGRPO(Method):
     steps_per_update: PositiveInt | None = None
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
+        """One view per group of steps: earlier groups visible, the group's own tokens targets, all weigh 1 (Eq. 16)."""
         from htgrpo_ext.core.contexts import step_groups
         from htgrpo_ext.core.views import Update, View
 
@@ -43,14 +45,15 @@ class TraceGRPO(Method):
         return updates
 
     def _chosen(self, group_BN: "Tensor", num_groups: int, draws: "Draws", update: int) -> "Tensor":
-        """Tokens of the steps this update trains on. bool [B, N]"""
+        """The tokens of the steps that this update trains on. bool [B, N]"""
         import torch
+
+        from htgrpo_ext.core.support import lowest
 
         if self.steps_per_update is None or self.steps_per_update >= num_groups:
             return torch.ones_like(group_BN, dtype=torch.bool)
-        # Noise for the most groups there can be, one per token: the draw must not depend on the rest of the batch.
+        # Noise for N groups, the most there can be: the draw must not depend on the rest of the batch.
         noise_BJ = draws.uniform("steps", update, shape=group_BN.shape[1:])[:, :num_groups].to(group_BN.device)
-        # A rollout with fewer groups than the longest never draws one that it does not have.
+        # A rollout with fewer groups than the longest never draws one that it lacks.
         exists_BJ = torch.arange(num_groups, device=group_BN.device) <= group_BN.max(dim=1, keepdim=True).values
-        order_BJ = noise_BJ.masked_fill(~exists_BJ, 2.0).argsort(-1).argsort(-1)
-        return (order_BJ < self.steps_per_update).gather(1, group_BN)
+        return lowest(noise_BJ.masked_fill(~exists_BJ, 2.0), self.steps_per_update).gather(1, group_BN)

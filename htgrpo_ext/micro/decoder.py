@@ -1,10 +1,10 @@
 """The micro world's decoder: 64 codes to a picture of 128 x 128 pixels.
 
-Each background code owns a layer as large as the picture, and a token of that code is a window on it; so skies
-and hills run on across tokens. An object code is a quarter of a sprite with an alpha. What lies behind it the
-codes do not say: the decoder guesses from the neighbours, as a learned decoder would.
+Each background code has a layer as large as the picture, and a token of that code is a window on it, so skies
+and hills continue across tokens. An object code is a quarter of a sprite with an alpha. The codes do not say what is
+behind an object: the decoder guesses it from the neighbours, as a learned decoder would.
 
-Painting, below, is in numpy: sRGB in [0, 1], premultiplied where there is an alpha. Tables are painted once.
+Painting is in numpy: sRGB in [0, 1], premultiplied where there is an alpha. Tables are painted once.
 B images, N tokens, H W pixels, P corners of a polygon, Q pixels of a patch's side.
 """
 
@@ -25,7 +25,7 @@ PATCH = 16  # pixels per token side
 SIDE = GRID * PATCH
 FINE = 4  # each pixel is the mean of FINE x FINE painted ones
 CLEAR, HATCHED = NUM_OBJECT_CODES, NUM_OBJECT_CODES + 1  # overlays of background codes and of masked tokens
-# The plain patch of each row of tokens, what an object is assumed to stand in front of.
+# The plain patch of each row of tokens, which is assumed to be behind an object.
 PLAIN_OF_ROW = 2 * [world.SKY_HIGH] + 2 * [world.SKY_LOW] + [world.GROUND_FAR] + 3 * [world.GROUND_NEAR]
 
 OBJECT_COLORS = {  # fill, outline, texture
@@ -197,7 +197,7 @@ def _draw_strokes(strokes: str, width: int, tint: np.ndarray) -> np.ndarray:
 
 
 def _ridges(scene: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where, in pixels below the sky, the distance begins (hills, sea) and where the ground does."""
+    """Pixels below the sky at which the distance (hills, sea) begins, and at which the ground begins."""
     turn = 2 * math.pi * x / SIDE
     flat, wave = 0 * x, np.sin(turn)
     return {
@@ -210,7 +210,7 @@ def _ridges(scene: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _layers(scene: str, light: str) -> np.ndarray:
-    """What each background code of a scene under a light looks like everywhere: [8, 128, 128, 3]."""
+    """The layer of each background code of a scene under a light: [8, 128, 128, 3]."""
     zenith, middle, horizon, ridge, far, near = PALETTES[scene, light]
     tint = np.array((1, 1, 1) if light == "noon" else (0.84, 0.74, 0.86), dtype=np.float32)
     y, x = _pixels(HORIZON * PATCH, SIDE)
@@ -265,11 +265,12 @@ def _tables() -> tuple[Tensor, Tensor, Tensor]:
     overlay = np.concatenate([quarters.reshape(-1, 4, PATCH, PATCH), np.zeros((1, 4, PATCH, PATCH)), hatched[None]])
     rgb, alpha = overlay[:, :3], overlay[:, 3:]
     tables = (2 * background - 1, 2 * rgb - alpha, alpha)
-    return tuple(torch.from_numpy(np.ascontiguousarray(table, dtype=np.float32)) for table in tables)
+    plain, over, opacity = (torch.from_numpy(np.ascontiguousarray(table, dtype=np.float32)) for table in tables)
+    return plain, over, opacity
 
 
 def all_patches(scene_light: int) -> Tensor:
-    """What each code is drawn as at each place, with objects in front of this scene under this light (0..9).
+    """The picture of each code at each place, with objects in front of this scene under this light (0..9).
 
     Returns float32 [N, 440, 3, Q, Q] in [-1, 1], on the CPU.
     """

@@ -29,8 +29,8 @@ class Verdict:
 def detect(codes: Sequence[int]) -> list[Seen]:
     """Objects in an image of 64 codes.
 
-    Each object token says where its object's top-left corner must be (its own place less its quadrant); an
-    object is seen where at least three tokens agree on corner, shape and texture.
+    Each object token implies its object's top-left corner (its own place minus its quadrant). An object is seen
+    where at least three tokens agree on corner, shape and texture.
     """
     votes: dict[tuple[world.Anchor, str], list[str]] = defaultdict(list)
     for place, code in enumerate(codes):
@@ -47,10 +47,10 @@ def detect(codes: Sequence[int]) -> list[Seen]:
 
 
 def verify(prompt: world.Prompt, codes: Sequence[int]) -> Verdict:
-    """Verdict on an image of 64 codes against a prompt's GenEval metadata.
+    """Verdict on an image of 64 codes for a prompt's GenEval metadata.
 
-    Requirements, each worth the same: per entry its class in its count; per entry with a colour, that
-    many objects of that colour; per entry with a position, the relation; and that nothing else is there.
+    Requirements, all of equal weight: for each entry, its count of its class; for each entry with a colour, that
+    many objects of that colour; for each entry with a position, the relation; and no surplus object.
     """
     objects = detect(codes)
     scores: list[tuple[float, str]] = []

@@ -1,9 +1,9 @@
-"""The micro world: what an image is made of, how prompts read, and how (imperfect) training scenes are drawn.
+"""The micro world: what an image consists of, its prompts, and how (imperfect) training scenes are drawn.
 
 An image is a grid of 8 x 8 tokens from a codebook of 440. An object covers 2 x 2 tokens, one code per
-quadrant; a code names the object's shape, texture and colour at once, so four tokens have to agree before
-a verifier sees an object. Everything else is background: a scene the prompt names, lit in one of two ways
-the prompt does not name, with clouds and small things on the ground. Where objects stand is layout; clouds,
+quadrant. A code names the object's shape, texture and colour at once, so the tokens of an object must agree before
+a verifier sees it. Everything else is background: a scene that the prompt names, in one of two lights that
+the prompt does not name, with clouds and small things on the ground. The places of objects are layout; clouds,
 light and ground are detail.
 
 Prompts are GenEval metadata: {"tag", "include": [{"class", "count", "color"?, "position"?}], "prompt"},
@@ -43,7 +43,7 @@ NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-# Share of training scenes that contradict their caption, per task: the base model's faults, which RL is to mend.
+# Share of training scenes that contradict their caption, per task: the base model's faults, which RL should correct.
 CAPTION_NOISE = {
     "single_object": 0.30,
     "two_object": 0.30,
@@ -54,7 +54,7 @@ CAPTION_NOISE = {
 }
 
 # Canonical arrangements: the top-left token (row, column) of each object, with the share of scenes that use them.
-# Photographs have such habits too: one thing near the middle, two side by side or stacked, a few in a row.
+# Photographs are similar: one thing near the middle, two side by side or stacked, a few in a row.
 SIDE_BY_SIDE = ((3, 1), (3, 5))
 STACKED = ((1, 3), (5, 3))
 ARRANGEMENTS = {
@@ -64,7 +64,7 @@ ARRANGEMENTS = {
     4: ((((1, 1), (1, 5), (5, 1), (5, 5)), 0.6), (((3, 0), (3, 2), (3, 4), (3, 6)), 0.4)),
     5: ((((1, 1), (1, 5), (3, 3), (5, 1), (5, 5)), 1.0),),
 }
-# Captions mostly name things from left to right and from top to bottom; the rest of the scenes shuffle them.
+# Share of captions that name things from left to right and from top to bottom; the other scenes shuffle them.
 READING_ORDER = 0.8
 RELATION_ANCHORS = {  # (this object, the one it is compared with)
     "left of": SIDE_BY_SIDE,
@@ -97,7 +97,7 @@ def background_code(scene: str, light: str, patch: int) -> int:
 
 
 def code_factors(code: int) -> tuple[str, ...]:
-    """What a code is made of, in words: texture, shape, colour, quadrant; or scene, light, patch."""
+    """The factors of a code, in words: texture, shape, colour, quadrant; or scene, light, patch."""
     if code < NUM_OBJECT_CODES:
         class_name, color, quadrant = split_object_code(code)
         texture, shape = class_name.split()
@@ -111,7 +111,7 @@ def code_factors(code: int) -> tuple[str, ...]:
 
 
 def make_prompt(task: str, include: Sequence[dict], scene: str) -> Prompt:
-    """GenEval-style metadata with the sentence the model reads."""
+    """GenEval-style metadata with the sentence that the model reads."""
 
     def noun(entry: dict) -> str:
         return f"{entry['color']} {entry['class']}" if "color" in entry else entry["class"]
@@ -166,10 +166,10 @@ def all_prompts(task: str) -> list[Prompt]:
 
 
 def split_prompts(held_out: int = 40, seed: int = 20260516) -> tuple[list[Prompt], list[Prompt]]:
-    """(RL prompts, evaluation prompts): `held_out` combinations a task are kept from RL.
+    """RL prompts and evaluation prompts: `held_out` combinations per task are kept from RL.
 
-    The colours task holds out (class, colour) pairs, the others their whole combination. The split has a seed
-    of its own, so that it never changes with a run's.
+    The colours task holds out pairs of class and colour, the others whole combinations. The split has its own seed,
+    so that it does not change with the run's.
     """
     train, evaluation = [], []
     for task in TASKS:
@@ -188,7 +188,7 @@ def _other(options: Sequence[str], taken: str, rng: Random) -> str:
 
 
 def _imperfect(prompt: Prompt, rng: Random) -> list[dict]:
-    """The prompt's objects with one fault of the kind its task is about."""
+    """The prompt's objects with one fault, of the kind that its task tests."""
     include = [dict(entry) for entry in prompt["include"]]
     spoiled = rng.choice(include)
     task = prompt["tag"]
@@ -270,7 +270,7 @@ def draw_scene(prompt: Prompt, rng: Random, noise: float | None = None, placemen
 
     noise      chance that the image contradicts the prompt; None: CAPTION_NOISE of its task
     placement  "canonical": objects stand in one of a few arrangements; "free": anywhere
-    Colours that the prompt leaves open are drawn at random, one for all objects of an entry.
+    A colour that the prompt does not name is drawn at random, one for all objects of an entry.
     """
     noise = CAPTION_NOISE[prompt["tag"]] if noise is None else noise
     include = _imperfect(prompt, rng) if rng.random() < noise else prompt["include"]

@@ -1,1 +1,1 @@
-"""Where a run's prompts come from, and a GenEval-style set to train on."""
+"""The prompts that a run trains on, and a GenEval-style training set."""

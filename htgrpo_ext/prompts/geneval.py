@@ -1,23 +1,23 @@
-"""Prompts to train on that read like GenEval's and are none of them; metadata in GenEval's format.
+"""A training set in GenEval's style and format that contains none of GenEval's own prompts.
 
 GenEval's words (github.com/djghosh13/geneval): 80 COCO classes, ten colours (persons have none), counts of two to
-four, four relations. Distinct prompts in all, and without the benchmark's 553:
+four, four relations. Number of distinct prompts, and without the benchmark's 553:
 
-    single_object         80        0   the benchmark has every class
+    single_object         80        0   the benchmark contains every class
     two_object         6,320    6,122   both orders of a pair
     counting             240      160
     colors               790      696
     position          25,280   25,082
     color_attr       554,580  554,380
 
-A benchmark prompt is kept out in whatever words it comes: two objects in the other order, "left of" turned round into
-"right of". The tasks share the lines as in the training set of github.com/yifan123/flow_grpo
-(dataset/merge_genevaltask.py), 7 position : 5 counting : 3 color_attr : 1 colors : 1 two_object; a task with too few
-prompts for its share has them again, each once more before any twice more. At 50,000 lines that is so in `counting`
-(92 times each) and `colors` (4 or 5 times).
+A benchmark prompt is excluded in every wording: with its two objects in the other order, or with "left of" reversed
+to "right of". The shares of the tasks are those of the training set of github.com/yifan123/flow_grpo
+(dataset/merge_genevaltask.py), 7 position : 5 counting : 3 color_attr : 1 colors : 1 two_object. A task with too few
+prompts for its share repeats all of them equally often. At 50,000 lines these are `counting` (92 times each) and
+`colors` (4 or 5 times).
 
-Singulars are the benchmark's ("a scissors"); plurals are English where its own are not ("three benches", there
-"three benchs").
+Singulars are the benchmark's ("a scissors"). Plurals are correct English ("three benches"); some of the benchmark's
+are not ("three benchs").
 """
 
 import json
@@ -39,17 +39,17 @@ OPPOSITE = {"right of": "left of", "below": "above"}
 
 
 def plural(name: str) -> str:
-    """More than one of a class."""
+    """The plural of a class."""
     return PLURALS.get(name) or name + ("es" if name.endswith(("s", "ch", "sh")) else "s")
 
 
 def one(words: str) -> str:
-    """The words with their article."""
+    """The words with their indefinite article."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def contents(task: str) -> Iterable[tuple]:
-    """What the prompts of a task can be about, in a fixed order; see `metadata`."""
+    """The contents that prompts of a task can have, in a fixed order; see `metadata`."""
     colored = [name for name in CLASSES if name != "person"]
     match task:
         case "single_object":
@@ -98,7 +98,7 @@ def _object(name: str, count: int = 1) -> dict:
 
 
 def requirement(prompt: dict) -> tuple:
-    """What metadata ask of an image, the same for every order of its objects and either way to say a relation."""
+    """What metadata require of an image; equal for every order of the objects and both wordings of a relation."""
     entries = prompt["include"]
     things = [(entry["class"], entry["count"], entry.get("color", "")) for entry in entries]
     relations = []
@@ -112,24 +112,24 @@ def requirement(prompt: dict) -> tuple:
 
 
 def plain(text: str) -> str:
-    """A prompt's words without case, punctuation at the ends and runs of spaces."""
+    """A prompt in lower case, without punctuation at the ends and repeated spaces."""
     return " ".join(text.casefold().split()).strip(" .!,;:\"'")
 
 
 def training_set(count: int, seed: int, benchmark: Iterable[dict]) -> list[dict]:
-    """`count` prompts in training order, none asking what one of `benchmark` asks or in the same words.
+    """`count` prompts in training order; none has the requirement or the words of a prompt of `benchmark`.
 
-    Whatever is random is a sort by hashes of the content: the same on every machine and in every version.
+    Random order means sorted by hashes of the content: the same on every machine and in every version.
 
-    Raises UserError if nothing is left to draw from
+    Raises UserError if `benchmark` excludes every prompt.
     """
     benchmark = list(benchmark)
-    asked, said = {requirement(prompt) for prompt in benchmark}, {plain(prompt["prompt"]) for prompt in benchmark}
+    required, words = {requirement(prompt) for prompt in benchmark}, {plain(prompt["prompt"]) for prompt in benchmark}
 
     def free(task: str) -> Iterator[dict]:
         for content in sorted(contents(task), key=lambda content: derived_seed(seed, "geneval-train", task, *content)):
             prompt = metadata(task, content)
-            if requirement(prompt) not in asked and plain(prompt["prompt"]) not in said:
+            if requirement(prompt) not in required and plain(prompt["prompt"]) not in words:
                 yield prompt
 
     pools = {task: list(islice(free(task), count)) for task in TASKS}
@@ -148,13 +148,13 @@ def training_set(count: int, seed: int, benchmark: Iterable[dict]) -> list[dict]
 
 
 def write_training_set(count: int, seed: int, exclude: Path, out: Path) -> str:
-    """Write the set as JSONL; returns a table of what is in it.
+    """Write the set as JSONL; returns a table of its contents.
 
-    Raises UserError if `exclude` cannot be read, or `out` not be written.
+    Raises UserError if `exclude` cannot be read, or `out` cannot be written.
     """
     if not exclude.exists():
         raise UserError(
-            f"{exclude}: no such file; GenEval's prompts are kept out of the set with it (run `make upstream`, or "
+            f"{exclude}: no such file; it lists GenEval's prompts, which the set leaves out (run `make upstream`, or "
             "give --exclude evaluation_metadata.jsonl of github.com/djghosh13/geneval)"
         )
     benchmark = read_prompts(PromptSource(format="geneval", path=exclude))

@@ -1,4 +1,4 @@
-"""Settings of the prompts that a run trains on."""
+"""Settings of one source of the prompts that a run trains on."""
 
 from pathlib import Path
 from typing import Literal, Self

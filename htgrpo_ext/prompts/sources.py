@@ -1,14 +1,15 @@
-"""The prompts of each cycle: from one source or several, in an order that the seed and the cycle's number say whole.
+"""The prompts of each cycle, from one or several sources. The seed and the cycle's number determine them.
 
-Nothing is remembered, so a resumed run asks for what the whole one would have; every process works out the cycle's
-prompts and takes its share, so their number does not matter.
+Sources have no state, so a resumed run gets the same prompts as an uninterrupted one. Every process computes all
+prompts of a cycle and takes its share, so the number of processes does not matter.
 
-A prompt is a dictionary with at least {"prompt": text}; GenEval's metadata beside it where the source has that.
+A prompt is a dictionary with at least {"prompt": text}, and GenEval's metadata if the source has them.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from htgrpo_ext.prompts.settings import PromptSource
 
 
 class MicroWorld:
-    """The micro world's RL prompts: tasks in turn, prompts at random."""
+    """The micro world's RL prompts: tasks in turn, a random prompt of each."""
 
     def __init__(self, seed: int, per_cycle: int, held_out: int):
         self.seed, self.per_cycle = seed, per_cycle
@@ -28,7 +29,7 @@ class MicroWorld:
             self.pool[prompt["tag"]].append(prompt)
 
     def prompt(self, number: int) -> dict:
-        """The `number`-th prompt this source gives, from 0."""
+        """Prompt `number` of this source, from 0."""
         cycle, place = divmod(number, self.per_cycle)
         noise = torch.rand(self.per_cycle, generator=derived_generator(self.seed, "prompts", cycle))[place].item()
         prompts = self.pool[list(self.pool)[number % len(self.pool)]]
@@ -36,9 +37,9 @@ class MicroWorld:
 
 
 class Shuffled:
-    """A list of prompts, each once before any comes again; shuffled anew each time round.
+    """A list of prompts in random order; each comes once before any is repeated, in a new order each time.
 
-    name  distinguishes its order from that of other sources
+    name  gives this source an order of its own
     """
 
     def __init__(self, prompts: Sequence[dict], seed: int, name: str):
@@ -46,18 +47,19 @@ class Shuffled:
         self._round, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def prompt(self, number: int) -> dict:
-        """The `number`-th prompt this source gives, from 0."""
+        """Prompt `number` of this source, from 0."""
         round_, place = divmod(number, len(self.prompts))
         if round_ != self._round:
             generator = derived_generator(self.seed, "prompt order", self.name, round_)
             self._round, self._order = round_, torch.randperm(len(self.prompts), generator=generator)
-        return self.prompts[self._order[place]]
+        return self.prompts[int(self._order[place])]
 
 
 class PromptSources:
-    """All sources of a run. Raises UserError when one cannot be read.
+    """All sources of a run. Raises UserError if one cannot be read.
 
-    held_out  prompts of each task of the micro world that belong to an evaluation
+    per_cycle  prompts of a cycle, over all processes
+    held_out   prompts per task of the micro world that only an evaluation may use
     """
 
     def __init__(self, sources: Sequence[PromptSource], seed: int, per_cycle: int, held_out: int):
@@ -69,7 +71,7 @@ class PromptSources:
             else Shuffled(read_prompts(source), seed, f"{i} {source.path.name}")
             for i, source in enumerate(sources)
         ]
-        self._turns: list[tuple[int, int]] = []  # of each place since the start: source, how many it gave before
+        self._turns: list[tuple[int, int]] = []  # for each prompt since the start: source, and its number there
         self._given = [0] * len(self.sources)
 
     def cycle(self, cycle: int) -> list[dict]:
@@ -80,7 +82,7 @@ class PromptSources:
         return [self.sources[source].prompt(number) for source, number in turns]
 
     def _next_turn(self) -> tuple[int, int]:
-        """The source that is furthest behind its share."""
+        """The source that is furthest behind its share, and the number of its prompt."""
         places, total = len(self._turns) + 1, sum(self.weights)
         behind = [places * w / total - given for w, given in zip(self.weights, self._given, strict=True)]
         source = behind.index(max(behind))
@@ -91,7 +93,7 @@ class PromptSources:
 def read_prompts(source: PromptSource) -> list[dict]:
     """All prompts of a file or a folder. Raises UserError naming file and line."""
     path = source.path
-    if not path.exists():
+    if path is None or not path.exists():
         raise UserError(f"{path}: no such file (prompts.path)")
     if source.format == "dataset":
         prompts = [{"prompt": text} for text in _column(path, source.column)]
@@ -113,6 +115,7 @@ def _lines(path: Path, format: str) -> Iterator[dict]:
         if format == "text":
             yield {"prompt": line.strip()}
             continue
+        prompt: Any = None
         try:
             prompt = json.loads(line)
             entries = [(entry["class"], entry["count"]) for entry in prompt["include"]]

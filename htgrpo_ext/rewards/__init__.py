@@ -1,5 +1,3 @@
-"""Rewards: one file each."""
+"""Rewards: scored in this process or by reward servers, and mixed into advantages. `scorers/` has a file per model."""
 
-TOKEN = (
-    "HTGRPO_REWARD_TOKEN"  # environment variable with the bearer token of servers and their clients, if there is one
-)
+TOKEN = "HTGRPO_REWARD_TOKEN"  # environment variable: the bearer token that reward servers and their clients share

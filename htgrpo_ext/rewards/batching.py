@@ -1,6 +1,6 @@
-"""Dynamic batching: what many clients ask is scored together, on one device or several. Knows nothing of HTTP.
+"""Dynamic batching: requests of many clients are scored together, on one device or several. Independent of HTTP.
 
-One thread per scorer; all take from one queue. One of them at a time collects a batch, while the others score.
+One thread per scorer; all take requests from one queue. One thread at a time collects a batch while the others score.
 """
 
 import math
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from htgrpo_ext.rewards.scorers import Scorer
 
-QUEUE = 2048  # images that may wait; a client is told to come again rather than to wait for hours
+QUEUE = 2048  # images that may wait; a client is better told to come again than made to wait for hours
 
 
 class Busy(Exception):
-    """The queue is full, or the server is shutting down: come again."""
+    """The queue is full, or the server is shutting down: the client should retry."""
 
 
 class ScorerFailed(Exception):
-    """A scorer raised, or did not give one number per image; its own exception, if any, is the cause."""
+    """A scorer raised, or did not return one number per image; its own exception, if any, is the cause."""
 
 
 @dataclass(eq=False)
@@ -32,27 +32,27 @@ class _Request:
     reward: str
     scores: list[float]
     missing: int  # images not scored yet
-    answer: Future
+    answer: Future[list[float]]
 
 
 @dataclass(eq=False)
 class _Piece:
-    """A request, or as much of a large one as fits into a batch."""
+    """A request, or the part of a large one that fits into a batch."""
 
     request: _Request
-    start: int  # of its first image in the request
+    start: int  # index in the request of the piece's first image
     prompts: Sequence[dict]
     images: Sequence[Tensor]
 
 
 class Batcher:
-    """Scores for whoever asks, from any thread.
+    """Scores requests from any thread.
 
-    scorers     loaded, one thread each; only that thread uses it
-    batch_size  images that are scored at once, at most
-    wait        seconds that the first request of a batch waits for others, at most
-    on_batch    told of each batch: images, seconds it took, whether the scorer gave usable scores; from any thread
-    queue       images that may wait; a single larger request is let in when nothing waits
+    scorers     loaded; each gets a thread of its own, and no other thread uses it
+    batch_size  most images of a batch
+    wait        longest time, in seconds, that the first request of a batch waits for others
+    on_batch    called after each batch, from any thread: images, seconds, whether the scores could be used
+    queue       most images that wait; a larger request is accepted when nothing else waits
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Batcher:
         self.batch_size, self.wait, self.on_batch, self.queue = batch_size, wait, on_batch, queue
         self._pieces: deque[_Piece] = deque()
         self._closed = False
-        self._changed = threading.Condition()  # guards all of the above, and what requests hold
-        self._turn = threading.Lock()  # of the one worker that collects
+        self._changed = threading.Condition()  # guards the two above and the scores in requests
+        self._turn = threading.Lock()  # held by the one worker that collects
         self._threads = [threading.Thread(target=self._work, args=(scorer,), daemon=True) for scorer in scorers]
         for thread in self._threads:
             thread.start()
@@ -78,11 +78,11 @@ class Batcher:
         with self._changed:
             return sum(len(piece.images) for piece in self._pieces)
 
-    def submit(self, reward: str, prompts: Sequence[dict], images: Sequence[Tensor]) -> Future:
-        """A future of one finite float per image; to cancel it takes back what is not scored yet.
+    def submit(self, reward: str, prompts: Sequence[dict], images: Sequence[Tensor]) -> Future[list[float]]:
+        """Queue a request. Returns a future of one finite float per image.
 
-        Its exception is ValueError for what no second try will cure, otherwise ScorerFailed.
-        Raises Busy.
+        To cancel the future withdraws what is not scored yet. The future fails with ValueError if no retry can help,
+        otherwise with ScorerFailed. Raises Busy.
         """
         request = _Request(reward, [math.nan] * len(images), len(images), Future())
         ends = [(start, start + self.batch_size) for start in range(0, len(images), self.batch_size)]
@@ -98,7 +98,7 @@ class Batcher:
         return request.answer
 
     def close(self) -> None:
-        """Take no more, score what waits, and end the threads."""
+        """Refuse new requests, score those that wait, and end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -110,14 +110,14 @@ class Batcher:
             self._score(scorer, batch)
 
     def _next_batch(self) -> list[_Piece]:
-        """What to score next, as soon as no more fits, or no more came in time; empty when all is over."""
+        """Wait until a batch is full or its wait is over. Returns an empty list when the batcher is closed and done."""
         batch: list[_Piece] = []
         count, latest = 0, math.inf
         with self._turn, self._changed:
             while True:
                 while self._pieces and count + len(self._pieces[0].images) <= self.batch_size:
                     piece = self._pieces.popleft()
-                    if not piece.request.answer.done():  # given up, or failed already
+                    if not piece.request.answer.done():  # else cancelled, or another piece has failed
                         batch.append(piece)
                         count += len(piece.images)
                 now = time.monotonic()
@@ -129,12 +129,13 @@ class Batcher:
                 self._changed.wait(latest - now if batch else None)
 
     def _score(self, scorer: Scorer, batch: list[_Piece]) -> None:
-        """Score a batch and answer; where that fails, request by request, so that only the guilty one does."""
+        """Score a batch. If that fails, score its requests one by one, so that only the one at fault fails."""
         start = time.monotonic()
-        scores, failure = [], None
+        scores: list[list[float]] = []
+        failure = None
         try:
             scores = _scores(scorer, batch)
-        except BaseException as error:  # even SystemExit: whoever asked must be answered, and the thread go on
+        except BaseException as error:  # even SystemExit: every client needs a reply, and the thread must go on
             failure = error
         self.on_batch(sum(len(piece.images) for piece in batch), time.monotonic() - start, failure is None)
         if failure is None:
@@ -156,33 +157,33 @@ class Batcher:
             request.scores[piece.start : piece.start + len(scores)] = scores
             request.missing -= len(scores)
         if not request.missing:
-            with suppress(InvalidStateError):  # given up
+            with suppress(InvalidStateError):  # cancelled
                 request.answer.set_result(request.scores)
 
     def _fail(self, piece: _Piece, error: BaseException) -> None:
         if not isinstance(error, ValueError | ScorerFailed):
             failed = ScorerFailed(f"{type(error).__name__}: {error}")
             failed.__cause__, error = error, failed
-        with suppress(InvalidStateError):  # given up, or another piece has failed
+        with suppress(InvalidStateError):  # cancelled, or another piece has failed
             piece.request.answer.set_exception(error)
 
 
 def _scores(scorer: Scorer, batch: Sequence[_Piece]) -> list[list[float]]:
-    """Each piece's own scores of the reward it asks for, perhaps NaN. Raises ScorerFailed and what the scorer does."""
+    """Of each piece the scores of the reward that it asks for; some may be NaN. Raises ScorerFailed or the scorer's."""
     prompts = [prompt for piece in batch for prompt in piece.prompts]
     images = [image for piece in batch for image in piece.images]
     given = scorer.score(prompts, images)
-    asked = {}
+    by_reward = {}
     for reward in {piece.request.reward for piece in batch}:
         try:
-            asked[reward] = [float(score) for score in given[reward]]
-        except Exception as error:  # whatever it gave, it is not what a scorer gives
+            by_reward[reward] = [float(score) for score in given[reward]]
+        except Exception as error:  # whatever was returned breaks the protocol in some way
             raise ScorerFailed(f"no list of numbers as {reward} from the scorer ({error!r})") from error
-        if len(asked[reward]) != len(images):
-            raise ScorerFailed(f"{len(asked[reward])} scores for {len(images)} images from the scorer")
+        if len(by_reward[reward]) != len(images):
+            raise ScorerFailed(f"{len(by_reward[reward])} scores for {len(images)} images from the scorer")
     scores, start = [], 0
     for piece in batch:
         end = start + len(piece.images)
-        scores.append(asked[piece.request.reward][start:end])
+        scores.append(by_reward[piece.request.reward][start:end])
         start = end
     return scores

@@ -1,10 +1,10 @@
-"""Asking a reward server, in a way that can run for days: bounded in time, retried where that can help, never wrong.
+"""The client of a reward server. Every request ends in bounded time, with right scores or a failure.
 
     POST {url}/score   {"reward": NAME, "prompts": [{"prompt": ..} ..], "images": [base64 PNG ..]}
     200                {"scores": [number ..]}, one per image
 
-What may pass by itself is tried again: a broken connection, no answer in time, a 5xx. What will not is a failure at
-once: a 4xx, another number of scores than images, a score that is no finite number, a reply that cannot be read.
+Transient errors are retried: a broken connection, no reply in time, a 5xx. All others fail at once: a 4xx, another
+number of scores than images, a score that is not a finite number, a reply that cannot be read.
 """
 
 import asyncio
@@ -20,42 +20,45 @@ import httpx
 from htgrpo_ext.rewards import TOKEN, pickled
 from htgrpo_ext.rewards.settings import RewardTerm
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a retry; the wait doubles each time, less a random part of half
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a retry; the wait doubles each time, less up to half at random
 LARGEST_REPLY = 2**24  # bytes
-CONNECTIONS = 16  # at most, to one server
+CONNECTIONS = 16  # most connections to one server
 
 
 class RewardFailure(Exception):
-    """A request that failed for good: one line."""
+    """A request that failed, retries included; one line."""
 
 
 class Unanswered(Exception):
-    """A try that failed and may be repeated: one line."""
+    """One try of a request failed in a way that a retry may cure; one line."""
 
 
 class RewardClient:
-    """Asks the server of one reward; to be used from one event loop, as many requests at a time as one likes.
+    """Sends requests to the server of one reward. Use it from one event loop; requests may overlap.
 
-    sleep  what waits between tries; tests have a clock of their own
+    term   a reward with a url
+    sleep  waits between tries; tests replace it
     """
 
     def __init__(self, term: RewardTerm, retries: int, sleep: Callable[[float], Awaitable] = asyncio.sleep):
-        self.term, self.retries, self.sleep = term, retries, sleep
+        if term.url is None:
+            raise ValueError(f"reward {term.name} has no server")
+        self.term, self.url, self.retries, self.sleep = term, term.url, retries, sleep
         token = os.environ.get(TOKEN)
         self._http = httpx.AsyncClient(
             limits=httpx.Limits(max_connections=CONNECTIONS),
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=None,  # the whole try has one, below
-            trust_env=False,  # no proxy between here and a server on the same host
+            timeout=None,  # a try as a whole has a timeout, below
+            trust_env=False,  # no proxy: the server may be on this host
         )
 
     def failure(self, what: str) -> RewardFailure:
-        return RewardFailure(f"reward {self.term.name}: {what} ({self.term.url})")
+        return RewardFailure(f"reward {self.term.name}: {what} ({self.url})")
 
     async def score(self, prompts: Sequence[dict], images: Sequence[bytes]) -> list[float]:
-        """One score per PNG. Raises RewardFailure; returns or raises in bounded time."""
+        """One score per PNG, in bounded time. Raises RewardFailure."""
         body, content_type = self._request(prompts, images)
-        last = ""
+        last = ""  # why the last try failed
         for attempt in range(self.retries + 1):
             if attempt:
                 wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
@@ -81,7 +84,7 @@ class RewardClient:
 
     async def _post(self, body: bytes, content_type: str) -> bytes:
         pickles = self.term.protocol == "reward-server-pickle"
-        url = self.term.url if pickles else f"{self.term.url.rstrip('/')}/score"
+        url = self.url if pickles else f"{self.url.rstrip('/')}/score"
         async with self._http.stream("POST", url, content=body, headers={"Content-Type": content_type}) as response:
             reply = b""
             async for part in response.aiter_bytes():
@@ -110,32 +113,32 @@ class RewardClient:
         return [float(score) for score in scores]
 
     async def health(self) -> str | None:
-        """Why the server cannot serve this reward, in one line, or None."""
+        """Why the server cannot serve this reward, in one line; None if it can."""
         try:
             async with asyncio.timeout(min(self.term.timeout, 10.0)):
-                if self.term.protocol == "reward-server-pickle":  # such a server knows no question but one
-                    url = httpx.URL(self.term.url)
+                if self.term.protocol == "reward-server-pickle":  # such a server has nothing to ask but for scores
+                    url = httpx.URL(self.url)
                     port = url.port or (443 if url.scheme == "https" else 80)
                     _, writer = await asyncio.open_connection(url.host, port)
                     writer.close()
                     return None
-                response = await self._http.get(f"{self.term.url.rstrip('/')}/health")
+                response = await self._http.get(f"{self.url.rstrip('/')}/health")
                 if response.status_code == 401:
-                    return f"reward {self.term.name}: the server at {self.term.url} wants another token ({TOKEN})"
+                    return f"reward {self.term.name}: the server at {self.url} wants another token ({TOKEN})"
                 served = response.json()["rewards"] if response.status_code == 200 else None
         except (TimeoutError, OSError, httpx.HTTPError):
-            return f"reward {self.term.name}: no server answers at {self.term.url}"
+            return f"reward {self.term.name}: no server answers at {self.url}"
         except (ValueError, KeyError, TypeError):
             served = None
         if served is None:
-            return f"reward {self.term.name}: what answers at {self.term.url} does not speak this protocol"
+            return f"reward {self.term.name}: what answers at {self.url} does not speak this protocol"
         if self.term.name not in served:
-            return f"reward {self.term.name}: the server at {self.term.url} has {', '.join(map(str, served))}"
+            return f"reward {self.term.name}: the server at {self.url} has {', '.join(map(str, served))}"
         return None
 
 
 def _detail(reply: bytes) -> str:
-    """What a server says about an error, cut short."""
+    """The start of what a server says about an error."""
     try:
         said = json.loads(reply)["detail"]
     except (ValueError, KeyError, TypeError):

@@ -1,10 +1,10 @@
-"""GenEval's verdict on what was seen in an image (github.com/djghosh13/geneval), and partial credit to train on.
+"""GenEval's verdict on the objects found in an image (github.com/djghosh13/geneval), and partial credit for training.
 
-    found = objects(detections, prompt["tag"])      by class, the surest first
+    found = objects(detections, prompt["tag"])      by class, highest score first
     verdict = judge(prompt, found, colors)
 
-No model here: a detector says what is where, a classifier what colour it has. Boxes are (left, top, right, bottom) in
-pixels, y downwards.
+This file has no model: a detector finds the objects, and a classifier names their colours. Boxes are (left, top, right,
+bottom) in pixels, y downwards.
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# The detector's 80 classes, in COCO's order, by the names that GenEval's prompts have for them.
+# The detector's 80 classes in COCO's order, named as in GenEval's prompts.
 CLASSES = tuple(
     """
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -32,9 +32,9 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
-THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # least score of an object; of one that is to be counted
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # an object counts above this score; in task `counting` above the second
 MAX_OBJECTS = 16  # of one class
-POSITION_THRESHOLD = 0.1  # share of both objects' size that an offset must exceed
+POSITION_THRESHOLD = 0.1  # an offset must exceed this share of both objects' sizes
 
 Box = tuple[float, float, float, float]
 
@@ -49,12 +49,12 @@ class Detection:
 
 @dataclass(frozen=True)
 class Verdict:
-    correct: bool  # by the benchmark's rule: at least so many of each, fewer than what is excluded
+    correct: bool  # by the benchmark's rule: at least the count of each entry, fewer than the excluded count
     partial: float  # mean over the requirements, in [0, 1]; 1 only with exact counts
 
 
 def objects(detections: Iterable[Detection], tag: str) -> dict[str, list[Detection]]:
-    """The detections that count in a task, by class, the surest first."""
+    """The detections that count in a task, by class, highest score first."""
     least = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     found = defaultdict(list)
     for detection in sorted(detections, key=lambda detection: -detection.score):
@@ -64,9 +64,9 @@ def objects(detections: Iterable[Detection], tag: str) -> dict[str, list[Detecti
 
 
 def relations(a: Box, b: Box) -> set[str]:
-    """How object a stands to object b: at most two of RELATIONS, none if they overlap too much to tell.
+    """Where object a is relative to object b: at most two of RELATIONS, none if they overlap too much.
 
-    From the offset of the centres: what exceeds a tenth of both sizes, against half the whole distance.
+    On each axis the offset of the centres, less a tenth of both sizes, must exceed half the distance of the centres.
     """
     offsets = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     sizes = [abs(a[i + 2] - a[i]) + abs(b[i + 2] - b[i]) for i in (0, 1)]
@@ -84,42 +84,42 @@ def judge(
     """The verdict on one image.
 
     prompt  GenEval's metadata, see `check`
-    found   what `objects` gives
-    colors  the colour of each of some objects of a class; asked at most once per entry, and only where it matters
+    found   the result of `objects`
+    colors  names the colour of each of some objects of a class; called at most once per entry, only where it matters
 
-    Requirements, each worth the same in `partial`: of each entry its count, 1 - |wanted - seen| / wanted but never
-    below 0; its colour, the share of the wanted number that has it; its position, all or nothing. Colour and position
-    count only where the number is exact. github.com/yifan123/reward-server (`evaluate_reward`) has this rule with
-    three differences: a count can be worth less than 0, a wrong position adds a 0 and a 1, and a position is left out
-    of the mean when the colour is wrong.
+    `partial` is the mean over requirements. Of each entry: its count, worth max(0, 1 - |wanted - found| / wanted); its
+    colour, worth the share of the wanted number that has it; its position, worth 0 or 1. Colour and position are worth
+    0 unless the count is exact. github.com/yifan123/reward-server (`evaluate_reward`) has this rule with three
+    differences: a count can be worth less than 0, a wrong position adds a 0 and a 1 to the mean, and a wrong colour
+    leaves the position out of it.
     """
     shares: list[float] = []
-    groups: list[list[Detection] | None] = []  # of each entry its objects, None if they are not as asked
+    groups: list[list[Detection] | None] = []  # of each entry its objects, None if a requirement fails
     exact: list[bool] = []
     for entry in prompt["include"]:
         name, count = entry["class"], entry["count"]
         things = found.get(name, [])
-        surest = things[:count]
+        best = things[:count]
         exact.append(len(things) == count)
-        matched = len(surest) == count
+        matched = len(best) == count
         shares.append(max(0.0, 1 - abs(count - len(things)) / count))
         if "color" in entry:
-            right = colors(name, surest).count(entry["color"]) if matched else 0
+            right = colors(name, best).count(entry["color"]) if matched else 0
             shares.append(right / count if exact[-1] else 0.0)
             matched = right == count
         if "position" in entry:
             relation, other = entry["position"]
             target = groups[other]
             matched = matched and target is not None
-            matched = matched and all(relation in relations(a.box, b.box) for a in surest for b in target)
+            matched = matched and all(relation in relations(a.box, b.box) for a in best for b in target or [])
             shares.append(float(matched and exact[-1] and exact[other]))
-        groups.append(surest if matched else None)
+        groups.append(best if matched else None)
     surplus = any(len(found.get(entry["class"], [])) >= entry["count"] for entry in prompt.get("exclude", []))
     return Verdict(None not in groups and not surplus, sum(shares) / len(shares))
 
 
 def check(prompt: dict) -> None:
-    """ValueError, one line, if a prompt has no GenEval metadata that can be judged."""
+    """Raise ValueError, one line, unless a prompt has GenEval metadata that can be judged."""
     text = str(prompt.get("prompt"))[:60]
     include, exclude = prompt.get("include"), prompt.get("exclude", [])
     lists = isinstance(include, list) and isinstance(exclude, list)

@@ -1,4 +1,7 @@
-"""Rewards of the micro world, from its exact verifier."""
+"""The rewards of the micro world, by its exact verifier.
+
+B images, N tokens.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +18,7 @@ MICRO_REWARDS = {
 
 
 def verdicts(prompts: Sequence[Prompt], codes_BN: Tensor) -> list[Verdict]:
-    """The verdict on each image [64] against its own prompt."""
+    """The verdict on each image, codes int64 [B, N], against its own prompt."""
     return [verify(prompt, codes) for prompt, codes in zip(prompts, codes_BN.tolist(), strict=True)]
 
 

@@ -1,10 +1,10 @@
-"""All rewards of a run: scored here or by servers, mixed, and agreed upon by all processes.
+"""All rewards of a run: scored here or by servers, gathered from all processes, mixed into advantages.
 
-    pending = rewards.begin(prompts, codes_BN, images)     servers are at work from here on
-    judged = rewards.finish(pending, ..)                   by the deadline, or a little after; the same on every process
+    pending = rewards.begin(prompts, codes_BN, images)     servers start to score
+    judged = rewards.finish(pending, ..)                   at the deadline, or shortly after; all processes agree
 
-A rollout that some reward did not score takes its whole group out of the batch: advantage zero, no part in the
-objective, counted. No score is ever made up.
+If a reward could not score a rollout, the rollout's whole group is left out: its advantage is zero, it has no part in
+the objective, and it is counted. No score is ever invented.
 
 B rollouts of this process, P prompts, G rollouts per prompt; W rollouts of all processes, R rewards.
 """
@@ -13,10 +13,11 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -30,38 +31,38 @@ from htgrpo_ext.rewards.client import RewardClient, RewardFailure
 from htgrpo_ext.rewards.scorers import Scorer, check_options, code_scorer, scorer_class
 from htgrpo_ext.rewards.settings import RewardSettings, RewardTerm
 
-WINDOW = 50  # rollout batches that `max_failed_share` is a share of
-GRACE = 5.0  # seconds after the deadline in which the servers' thread must have noticed it
+T = TypeVar("T")
+WINDOW = 50  # rollout batches; `max_failed_share` is a share of them
+GRACE = 5.0  # seconds after the deadline by which the clients' thread must have ended
 
-Outcome = tuple[list[float | None], list[str]]  # a score per rollout, None where it failed; why, one line each
+Outcome = tuple[list[float | None], list[str]]  # a score per rollout, None where it failed; reasons, one line each
 
 
 @dataclass(frozen=True)
 class JudgedBatch(Judged):
-    """What this process's rollouts were worth, and what all processes' were."""
+    """Rewards and advantages of this process's rollouts, and the metrics of all processes."""
 
-    any_kept: bool  # on any process
-    metrics: dict  # over all processes
+    any_kept: bool  # whether any process kept a rollout
+    metrics: dict  # over the rollouts of all processes
 
 
 @dataclass
 class Pending:
-    """Scores under way."""
+    """Scores that are not all there yet."""
 
-    asked: dict[str, Future]  # by name, of a server: an Outcome
-    known: dict[str, Outcome]  # by name, scored in this process
+    served: dict[str, Future[Outcome]]  # by name, of rewards behind servers
+    here: dict[str, Outcome]  # by name, of rewards in this process
     count: int
-    latest: float  # on time.monotonic's clock
+    latest: float  # the deadline on time.monotonic's clock
 
 
 class Rewards:
     """The rewards of a run.
 
     settings             the run's `reward` section
-    processes            the run's accelerator, or the state behind it; its processes agree in `finish`
-    rollouts_per_prompt  G; a prompt's rollouts lie side by side, and every process has whole prompts or shares them
-                         with its neighbours in order of rank
-    sleep                what waits between a client's tries
+    processes            the run's accelerator or its state; all its processes call `start` and `finish`
+    rollouts_per_prompt  G; a prompt's rollouts are adjacent, on one process or across processes in order of rank
+    sleep                waits between the tries of a request; tests replace it
     """
 
     def __init__(
@@ -73,19 +74,19 @@ class Rewards:
     ):
         self.settings, self.processes, self.rollouts_per_prompt = settings, processes, rollouts_per_prompt
         self._failed: deque[bool] = deque(maxlen=WINDOW)
-        self._loop: asyncio.AbstractEventLoop | None = None
         served = [term for term in settings.terms if term.url is not None]
         self._clients = {term.name: RewardClient(term, settings.retries, sleep) for term in served}
-        self._scorers: dict[str, Scorer] = {}  # of rewards whose model this process holds; see `start`
+        self._scorers: dict[str, Scorer] = {}  # models that this process holds; loaded by `start`
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the clients, if there are any
         if served:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True).start()
 
     def start(self) -> None:
-        """Ask the servers what they serve, then load the models of rewards in process; before anything is scored.
+        """Check that every server has its reward, then load the models of rewards in process.
 
-        Raises UserError, on every process, if a server is down or serves something else; on this one, if a model cannot
-        be had.
+        Raises UserError: on every process if a server is down or lacks the reward, on this one if a model cannot be
+        loaded.
         """
         found = [self._run(client.health()).result() for client in self._clients.values()]
         found = gather_object([line for line in found if line])
@@ -93,51 +94,53 @@ class Rewards:
             raise UserError("\n".join(dict.fromkeys(found)))
         for term in self.settings.terms:
             if term.in_process and term.in_process.world is None:
-                self._scorers[term.name] = load_scorer(term, self.processes.device)
+                device = self.processes.device
+                assert device is not None  # it is, once accelerate is set up
+                self._scorers[term.name] = load_scorer(term, device)
 
     def begin(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> Pending:
-        """Start scoring; rewards of this process are done when it returns, those of servers are under way.
+        """Start scoring. Rewards in process are done on return; servers go on.
 
-        prompts   B of them, each at least {"prompt": text}; GenEval's metadata where a reward reads it
-        codes_BN  int64 [B, N], read by the micro world's rewards in this process
-        images    pixels float32 [B, 3, H, W] in [-1, 1]; called only if a reward looks at them
+        prompts   B prompts, each at least {"prompt": text}; with GenEval's metadata where a reward reads them
+        codes_BN  int64 [B, N], read by the micro world's rewards in process
+        images    returns pixels float32 [B, 3, H, W] in [-1, 1]; called only if a reward reads pixels
         """
         latest = time.monotonic() + self.settings.deadline
         pending = Pending({}, {}, len(prompts), latest)
-        levels_B3HW = to_levels(images()) if self._clients or self._scorers else None
+        levels_B3HW = to_levels(images()) if self._clients or self._scorers else torch.empty(0)
         for name, client in self._clients.items():
-            pending.asked[name] = self._run(self._ask(client, prompts, levels_B3HW, latest))
+            pending.served[name] = self._run(self._ask(client, prompts, levels_B3HW, latest))
         for term in self.settings.terms:
             if term.name in self._clients:
                 continue
             try:
-                pending.known[term.name] = (self._score_here(term, prompts, codes_BN, levels_B3HW), [])
-            except Exception as error:  # as for a server: the others must not be left waiting at the gather
+                pending.here[term.name] = ([*self._scored_here(term, prompts, codes_BN, levels_B3HW)], [])
+            except Exception as error:  # as for a server; the other processes wait at the gather
                 why = f"reward {term.name}: {type(error).__name__}: {error}"
-                pending.known[term.name] = ([None] * len(prompts), [why])
+                pending.here[term.name] = ([None] * len(prompts), [why])
         if not self.settings.overlap:
-            for future in pending.asked.values():
+            for future in pending.served.values():
                 self._await(future, pending)
         return pending
 
     def finish(self, *parts: Pending) -> JudgedBatch:
-        """Wait for the servers, agree with all processes, mix.
+        """Wait for the servers, gather all processes' scores, mix them.
 
-        parts  together this process's rollouts, in their order
-
-        Raises UserError, on every process, if `on_failure` is stop and a group was lost, or too many batches lost one.
+        parts   results of `begin`; together this process's rollouts, in order
+        Raises  UserError, on every process, if a group was lost and `on_failure` is stop, or if too many batches lost a
+                group
         """
         outcomes: dict[str, Outcome] = {term.name: ([], []) for term in self.settings.terms}
         for part in parts:
-            answered = {name: self._await(future, part) for name, future in part.asked.items()}
-            for name, (scores, reasons) in (part.known | answered).items():
+            replies = {name: self._await(future, part) for name, future in part.served.items()}
+            for name, (scores, reasons) in (part.here | replies).items():
                 outcomes[name][0].extend(scores)
                 outcomes[name][1].extend(reasons)
         count = sum(part.count for part in parts)
         names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.processes.device
         given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
         score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
-        score_WR = gather(score_BR)
+        score_WR = _gathered(score_BR)
         failed_W = ~score_WR.isfinite().all(1)
         lost = bool(failed_W.any())
         reasons = gather_object([why for name in names for why in outcomes[name][1]]) if lost else []
@@ -146,7 +149,7 @@ class Rewards:
         weight_R = torch.tensor([t.weight * (t.scale if scales else 1.0) for t in terms], device=device)
         mixed = mixed_advantage(score_WR, weight_R, failed_W, self.rollouts_per_prompt, self.settings.mixing)
         kept_W = ~mixed.failed_P.repeat_interleave(self.rollouts_per_prompt)
-        metrics = {"reward_mean": _mean(mixed.reward_B[kept_W]), "reward_std": _std(mixed.reward_B[kept_W])}
+        metrics: dict = {"reward_mean": _mean(mixed.reward_B[kept_W]), "reward_std": _std(mixed.reward_B[kept_W])}
         for name, score_W in zip(names, score_WR.T, strict=True):
             metrics |= {f"{name}_mean": _mean(score_W[kept_W]), f"{name}_std": _std(score_W[kept_W])}
         metrics |= {"zero_std_groups": int(mixed.flat_P.sum()), "groups": len(mixed.flat_P)}
@@ -157,11 +160,11 @@ class Rewards:
         return JudgedBatch(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
 
     def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> JudgedBatch:
-        """`begin` and `finish` in one."""
+        """`begin` and `finish` in one call."""
         return self.finish(self.begin(prompts, codes_BN, images))
 
-    def _score_here(
-        self, term: RewardTerm, prompts: Sequence[dict], codes_BN: Tensor, levels_B3HW: Tensor | None
+    def _scored_here(
+        self, term: RewardTerm, prompts: Sequence[dict], codes_BN: Tensor, levels_B3HW: Tensor
     ) -> list[float]:
         if term.in_process and term.in_process.world:
             return code_scorer(term.in_process)(prompts, codes_BN, [term.name])[term.name].tolist()
@@ -173,11 +176,12 @@ class Rewards:
             raise ValueError(f"{len(scores)} scores for {len(prompts)} images")
         return scores
 
-    def _run(self, coroutine) -> Future:
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _ask(self, client: RewardClient, prompts: Sequence[dict], levels: Tensor, latest: float) -> Outcome:
-        """All requests of one reward at once; those not answered by the deadline are given up."""
+        """Send all requests of one reward at once; cancel those without a reply at the deadline."""
 
         async def one(start: int) -> list[float]:
             part = slice(start, start + client.term.batch_size)
@@ -192,7 +196,7 @@ class Rewards:
         reasons: list[str] = []
         for start, task in zip(range(0, len(prompts), client.term.batch_size), tasks, strict=True):
             count = len(prompts[start : start + client.term.batch_size])
-            error = client.failure(f"no answer by the deadline of {self.settings.deadline:g} s")
+            error: BaseException | None = client.failure(f"no answer by the deadline of {self.settings.deadline:g} s")
             if task not in late:
                 error = task.exception()
             scores += task.result() if error is None else [None] * count
@@ -202,14 +206,14 @@ class Rewards:
                 reasons.append(f"reward {client.term.name}: {type(error).__name__}: {error}")
         return scores, reasons
 
-    def _await(self, future: Future, pending: Pending) -> Outcome:
+    def _await(self, future: Future[Outcome], pending: Pending) -> Outcome:
         try:
             return future.result(max(0.0, pending.latest - time.monotonic()) + GRACE)
         except NotInTime:
-            return [None] * pending.count, ["the thread that asks the reward servers does not answer"]
+            return [None] * pending.count, ["the thread of the reward clients does not respond"]
 
     def _count(self, lost: bool, reasons: Sequence[str]) -> None:
-        """Keep count of failed batches; stop the run, alike on every process, if that is what is set."""
+        """Count failed batches, and stop the run where the settings say so, on every process alike."""
         self._failed.append(lost)
         if lost and self.settings.on_failure == "stop":
             raise UserError(f"{_first(reasons)}; reward.on_failure is stop. --resume goes on from the last checkpoint")
@@ -223,20 +227,20 @@ class Rewards:
 
 
 def load_scorer(term: RewardTerm, device: torch.device) -> Scorer:
-    """The model of a reward that this process holds. Raises UserError."""
+    """The model of a reward in process. Raises UserError."""
     scorer = scorer_class(term.name)
     check_options(scorer, term.name, term.options)
     try:
         device = torch.device(term.device or device)
     except RuntimeError:
         raise UserError(f"reward {term.name}: unknown device `{term.device}` (cpu, cuda, cuda:1 ..)") from None
-    # What a model is initialised with before its weights are loaded. Unless told, the fork would touch every GPU.
+    # A model is initialised at random before its weights are loaded. By default the fork would use every GPU.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return scorer(device, **term.options)
 
 
 def pooled(parts: Sequence[dict], rollouts_per_prompt: int) -> dict:
-    """The metrics of several batches as if they had been one: counts added, means and deviations pooled exactly."""
+    """The metrics of several batches as of one: counts are added, means and deviations pooled exactly."""
     counts = {key: sum(part[key] for part in parts) for key in ("zero_std_groups", "groups", "failed_groups")}
     metrics: dict = {}
     for name in (key.removesuffix("_mean") for key in parts[0] if key.endswith("_mean")):
@@ -253,6 +257,13 @@ def pooled(parts: Sequence[dict], rollouts_per_prompt: int) -> dict:
     return metrics | counts | ({"failure": failures[0]} if failures else {})
 
 
+def _gathered(value_B: Tensor) -> Tensor:
+    """The rows of all processes, in order of rank."""
+    gathered = gather(value_B)
+    assert isinstance(gathered, Tensor)  # accelerate also takes mappings
+    return gathered
+
+
 def _mean(value_W: Tensor) -> float | None:
     return value_W.mean().item() if len(value_W) else None
 
@@ -262,7 +273,7 @@ def _std(value_W: Tensor) -> float | None:
 
 
 def _first(reasons: Sequence[str]) -> str:
-    """The first of some failures, and how many others there are."""
+    """The first of some failures, and the number of the others."""
     reasons = list(dict.fromkeys(reasons)) or ["a score is no finite number"]
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return f"{reasons[0]}{more}"

@@ -1,6 +1,6 @@
-"""A model of open_clip as rewards use it: unit vectors of pictures and of texts.
+"""CLIP through open_clip: unit vectors of pictures and of texts.
 
-B images or texts, D dimensions of the common space.
+B pictures or texts, D dimensions of their common space.
 """
 
 import warnings
@@ -17,12 +17,12 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class OpenClip:
-    """model, weights and dtype as in the scorer `clip`. Raises UserError if the model cannot be had as asked for."""
+    """A model on one device; `model`, `weights` and `dtype` as in the scorer `clip`. Raises UserError."""
 
     def __init__(self, device: torch.device, model: str, weights: str | None, dtype: str):
         try:
-            import open_clip
-        except (ImportError, RuntimeError) as error:  # torchvision raises the latter beside another build of torch
+            import open_clip  # pyright: ignore[reportMissingImports] (optional, make setup-clip)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision beside another build of torch
             raise UserError(
                 f"open_clip cannot be imported ({str(error).splitlines()[0]}); make setup-clip, or pip install "
                 "'htgrpo-ext[clip]' in a reward's own environment"
@@ -33,7 +33,7 @@ class OpenClip:
         self.dtype = getattr(torch, dtype)
         try:
             with warnings.catch_warnings():
-                # open_clip only warns of it, and the numbers are wrong: OpenAI's weights are for the -quickgelu names.
+                # open_clip only warns, but the scores would be wrong: OpenAI's weights need the -quickgelu names.
                 warnings.filterwarnings("error", message="QuickGELU mismatch")
                 self.model, self.preprocess = open_clip.create_model_from_pretrained(
                     model, weights, precision=PRECISIONS[dtype], device=device
@@ -44,13 +44,13 @@ class OpenClip:
                 f"clip: weights `{weights}` were trained with another activation than model `{model}` has "
                 "(OpenAI's need a model whose name ends in -quickgelu)"
             ) from None
-        except Exception as error:  # open_clip's own are of many kinds, a failed download among them
+        except Exception as error:  # open_clip raises many kinds, for a failed download too
             raise UserError(f"clip: {model} with weights {weights}: {' '.join(str(error).split())[:300]}") from None
         self.model.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """Unit vectors float32 [B, D] of pictures of any size, prepared by open_clip's own transform."""
+        """Unit vectors float32 [B, D]. open_clip's own transform resizes and crops the pictures."""
         pixels = torch.stack([self.preprocess(picture) for picture in pictures])
         return normalize(self.model.encode_image(pixels.to(self.device, self.dtype)).float(), dim=-1)
 

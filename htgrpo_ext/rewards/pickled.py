@@ -1,9 +1,8 @@
-"""The wire format of existing reward servers (github.com/yifan123/reward-server), without their danger.
+"""The wire format of existing reward servers (github.com/yifan123/reward-server), read safely.
 
-Such a server takes a pickled dictionary as the body of a POST and answers with another. A pickle can name any
-function and have it called. This reader knows a dozen names, those that numpy arrays are pickled with, and gives
-each a meaning of its own here; nothing is imported, and numpy itself never sees what came over the wire but as plain
-bytes of a plain type.
+Such a server takes a pickled dictionary as the body of a POST and replies with another. A pickle can name any function
+and have it called. This reader knows only the few names with which numpy arrays are pickled, and handles each by code
+of its own. It imports nothing, and numpy gets plain bytes of a plain type only.
 """
 
 import io
@@ -18,11 +17,11 @@ SIMPLE = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"
 
 
 class Refused(Exception):
-    """A pickle that holds something else than numbers, strings, lists, dictionaries and numpy arrays."""
+    """A pickle that holds anything but numbers, strings, lists, dictionaries and numpy arrays."""
 
 
 def request(prompts: Sequence[dict], images: Sequence[bytes]) -> bytes:
-    """What servers of this kind read: images as files (PNG here), prompts as strings, GenEval metadata."""
+    """The body of a request: images as PNG files, prompts as texts, and their GenEval metadata."""
     body = {
         "images": list(images),
         "prompts": [prompt["prompt"] for prompt in prompts],
@@ -33,17 +32,17 @@ def request(prompts: Sequence[dict], images: Sequence[bytes]) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """What is in a pickle; arrays as lists, numpy scalars as numbers. Raises Refused, and executes nothing."""
+    """The content of a pickle: arrays as lists, numpy scalars as numbers. Executes nothing. Raises Refused."""
     try:
         return _plain(_Reader(io.BytesIO(data)).load())
     except Refused:
         raise
-    except Exception as error:  # whatever a broken pickle makes the reader stumble over
+    except Exception as error:  # a broken pickle can make the reader fail in any way
         raise Refused(f"not a readable pickle ({type(error).__name__}: {error})") from None
 
 
 class _Type:
-    """Stands for a numpy dtype: a code such as f8, and whether its bytes are big-endian."""
+    """Stands for a numpy dtype: a code such as f8, and its byte order."""
 
     def __init__(self, code: str):
         if code not in SIMPLE:
@@ -60,7 +59,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for a numpy array until its state has come."""
+    """Stands for a numpy array; its state follows it in the pickle."""
 
     values: Any = None
 
@@ -77,7 +76,7 @@ class _Array:
 
 
 class _Reader(pickle.Unpickler):
-    """Every name it knows is a bound method of its own: those cannot be altered by what is read."""
+    """Each name it knows stands for a bound method of its own, which no pickle can change."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("numpy."):
@@ -116,7 +115,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """The value with arrays as lists; Refused for whatever is none of what a reply may hold."""
+    """The value with arrays as lists. Raises Refused for what a reply may not hold."""
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, list | tuple):

@@ -1,27 +1,27 @@
-"""A prompt that others published inside a Python file, taken out of it unchanged.
+"""Take a prompt, unchanged, out of the Python file in which its authors published it.
 
     python -m htgrpo_ext.rewards.published FILE.py PROMPT.txt
 
-This project holds no sentence of theirs: launch/rewards/unifiedreward.sh fetches their file and keeps the prompt.
+This project holds no copy of it: launch/rewards/unifiedreward.sh fetches the file and keeps the prompt.
 """
 
 import ast
 import sys
 from pathlib import Path
 
-CAPTION = "{caption}"  # where the caption belongs, in a prompt's file
-SCORE = "Final Score:"  # what a pointwise prompt asks the score to stand after
+CAPTION = "{caption}"  # stands for the caption in a prompt file
+SCORE = "Final Score:"  # the words before the score, which a pointwise prompt asks for
 
 
 def published_prompt(source: str) -> str:
-    """The text of a source's one f-string that has SCORE and one variable in it, the variable replaced by CAPTION.
+    """The text of the one f-string that contains SCORE and one variable; CAPTION replaces the variable.
 
-    The file is read, not run. Raises ValueError unless there is exactly one such f-string.
+    The source is parsed, not run. Raises ValueError unless there is exactly one such f-string.
     """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
-            texts = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
+            texts = [str(part.value) if isinstance(part, ast.Constant) else None for part in node.values]
             literal = "".join(text for text in texts if text is not None)
             if SCORE in literal and CAPTION not in literal and texts.count(None) == 1:
                 found.append("".join(CAPTION if text is None else text for text in texts))

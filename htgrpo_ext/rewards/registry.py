@@ -1,14 +1,14 @@
-"""The rewards that this project knows by name. A row here is all that names one."""
+"""The rewards that this project knows by name. A new one needs a file in `scorers/` and a row here."""
 
 from typing import NamedTuple
 
 
 class Reward(NamedTuple):
-    """Where a reward's scorer is, and where it may run.
+    """Where the scorer of a reward is, and where it may run.
 
-    scorer      module below `htgrpo_ext.rewards.scorers`, which has a class `Scorer`; imported when it is needed
-    in_process  whether a training process may hold it; the others need an environment, and so a server, of their own
-    world       the world whose codes it reads in process, None: it looks at pixels, of any model
+    scorer      module in `htgrpo_ext.rewards.scorers` that has a class `Scorer`; it is imported when it is needed
+    in_process  True: a training process may hold the scorer. False: it needs its own environment, and so a server
+    world       the world whose codes the reward reads in process. None: it reads pixels, of any backbone
     """
 
     scorer: str
@@ -22,6 +22,7 @@ REWARDS = {
     "clip": Reward("clip", in_process=True),
     "aesthetic": Reward("aesthetic", in_process=True),
     "geneval": Reward("geneval"),
+    "geneval-strict": Reward("geneval"),
     "hpsv3": Reward("hpsv3"),
     "imagereward": Reward("imagereward"),
     "unifiedreward": Reward("unifiedreward"),

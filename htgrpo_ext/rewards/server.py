@@ -1,14 +1,13 @@
-"""A reward server: FastAPI before a `Batcher`. The wire format is that of client.py.
+"""A reward server: FastAPI in front of a `Batcher`. client.py describes the wire format.
 
     POST /score     {"reward", "prompts", "images": [base64 PNG ..]} -> {"scores": [number ..]}
-    GET /health     what is served; wants the token as well, so that a run finds a wrong one before it starts
-    GET /metrics    Prometheus; counts only, open to whoever reaches the port
+    GET /health     what is served; needs the token too, so that a run finds a wrong one before it starts
+    GET /metrics    Prometheus; counts only, needs no token
 
-A failure is {"detail": one line}. 400: no second try will cure it. 401: no token, or a wrong one. 413: too large.
-500: the scorer's fault or ours, with a traceback on stderr. 503: come again.
+An error is {"detail": one line}. 400: no retry can help. 401: no token, or a wrong one. 413: too large. 500: the
+scorer's error or the server's, with a traceback on stderr. 503: retry later.
 
-It runs in a heavy reward's own environment: neither this file nor what it imports needs transformers, accelerate or
-peft.
+The server runs in a heavy reward's own environment: this file and its imports need no transformers, accelerate or peft.
 """
 
 import asyncio
@@ -37,9 +36,9 @@ from htgrpo_ext.rewards import TOKEN
 from htgrpo_ext.rewards.batching import Batcher, Busy
 from htgrpo_ext.rewards.scorers import check_options, scorer_class
 
-MOST_PIXELS = 2**26  # of a request: 64 images of 1024 x 1024. A PNG can unfold to a thousand times its size
-GRACE = 60  # seconds that requests under way have when the server is told to end
-KEEP_ALIVE = 60  # seconds; longer than a client keeps a connection, so that it never meets one just closed
+MOST_PIXELS = 2**26  # of a request: 64 images of 1024 x 1024. A PNG can decompress to a thousand times its size
+GRACE = 60  # seconds that requests under way have when the server is told to stop
+KEEP_ALIVE = 60  # seconds; longer than a client keeps a connection, so that it never uses one just closed
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class ScoreRequest(BaseModel):
 
 
 class Metrics:
-    """What /metrics tells, of one server."""
+    """The metrics of one server."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
@@ -78,11 +77,11 @@ class Metrics:
 def make_app(
     batcher: Batcher, metrics: Metrics, health: Mapping[str, Any], most_bytes: int, token: str | None
 ) -> FastAPI:
-    """The application around a batcher, which it closes when it ends.
+    """The application around a batcher. It closes the batcher when it ends.
 
-    health      the reply to /health; its "rewards" are those that may be asked for
+    health      the reply to /health; requests may ask for its "rewards"
     most_bytes  of a request's body
-    token       what a request must bear, or None
+    token       the bearer token of requests, or None
     """
     metrics.waiting.set_function(lambda: batcher.waiting)
 
@@ -100,14 +99,14 @@ def make_app(
 
     async def scores(request: Request) -> list[float]:
         check_token(request)
-        if batcher.waiting >= batcher.queue:  # before its body takes memory
+        if batcher.waiting >= batcher.queue:  # before the body takes memory
             raise Busy("the queue is full")
         body = await _body(request, most_bytes)
         reward, prompts, images = await asyncio.to_thread(_read, body)
         if reward not in health["rewards"]:
             raise ValueError(f"unknown reward `{reward}` (there is {', '.join(health['rewards'])})")
         answer = asyncio.wrap_future(batcher.submit(reward, prompts, images))
-        gone = asyncio.ensure_future(request.receive())  # the body is read: what comes next is the end
+        gone = asyncio.ensure_future(request.receive())  # the body is read, so the next message is the disconnect
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
@@ -143,9 +142,10 @@ def make_app(
 
 
 async def _body(request: Request, most_bytes: int) -> bytes:
-    """The body, counted as it comes: a Content-Length may lie. HTTPException if it is too large.
+    """The body, counted as it arrives, because a Content-Length may be wrong. Raises HTTPException if it is too large.
 
-    A little more than is kept is read, so that the client can read the answer; then the connection is cut.
+    Up to four times the limit is read and thrown away, so that the client can read the reply; then the connection is
+    closed.
     """
     body, size = bytearray(), 0
     async for part in request.stream():
@@ -160,7 +160,7 @@ async def _body(request: Request, most_bytes: int) -> bytes:
 
 
 def _read(body: bytes) -> tuple[str, list[dict], list[Tensor]]:
-    """A request's reward, prompts and images. Raises ValueError, and HTTPException for too many pixels."""
+    """A request's reward, prompts and images. Raises ValueError; HTTPException for too many pixels."""
     try:
         asked = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
@@ -185,12 +185,12 @@ def _read(body: bytes) -> tuple[str, list[dict], list[Tensor]]:
 
 
 def _failure(error: Exception) -> tuple[int, str]:
-    """Status and line of a request that failed."""
+    """Status and error line of a request that failed."""
     if isinstance(error, HTTPException):
         return error.status_code, error.detail
     line = " ".join(str(error).split())
     if isinstance(error, ClientDisconnect):
-        return 499, "the client has gone"  # for the count; nobody reads it
+        return 499, "the client hung up"  # for the metrics; nobody reads the reply
     if isinstance(error, Busy):
         return 503, line
     if isinstance(error, ValueError):
@@ -200,7 +200,7 @@ def _failure(error: Exception) -> tuple[int, str]:
 
 
 class _Server(uvicorn.Server):
-    """Says one line as soon as it answers."""
+    """Prints one line when it is ready."""
 
     ready = ""
 
@@ -221,7 +221,7 @@ def serve(
 ) -> None:
     """Load a reward's scorer on each device and serve it until SIGTERM or SIGINT. Port 0 takes a free one.
 
-    Raises UserError, before anything is loaded, for what is wrong with the arguments or the port.
+    Raises UserError, before anything is loaded, if an argument is wrong or the port is taken.
     """
     options = options or {}
     scorer = scorer_class(name)
@@ -235,7 +235,7 @@ def serve(
         scorers = [scorer(device, **options) for device in found]
         try:
             listener.listen()
-        except OSError as error:  # another server was bound to the port as well, and listened first
+        except OSError as error:  # another server bound the port, too, and listened first
             raise _unservable(host, port, error) from None
         batcher = Batcher(scorers, batch_size, wait_ms / 1000, metrics.on_batch)
         health = {"name": name, "rewards": list(scorer.rewards), "devices": [str(device) for device in found]}
@@ -251,12 +251,12 @@ def serve(
         )
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         server.ready = f"{name}: {', '.join(health['rewards'])} at {url}, on {', '.join(health['devices'])}"
-        with suppress(KeyboardInterrupt):  # uvicorn has ended in good order, and raises it again
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean stop
             server.run([listener])
 
 
 def _devices(text: str | None) -> list[torch.device]:
-    """Devices of `cpu` or `cuda:0,cuda:1`; without a text, CUDA's first if there is one."""
+    """The devices of `cpu` or `cuda:0,cuda:1`; None: the first CUDA device, or the CPU if there is none."""
     found = []
     for name in (text or ("cuda:0" if torch.cuda.is_available() else "cpu")).split(","):
         try:
@@ -270,9 +270,9 @@ def _devices(text: str | None) -> list[torch.device]:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """A socket bound to a port, on which nobody listens yet: a client is refused until all is loaded."""
+    """A socket bound to a port, not listening yet: clients are refused until the scorers are loaded."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just given up can be taken at once
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released can be bound
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Settings of the rewards that a run trains on."""
+"""The `reward` section of a run's settings. configs/model/micro.yaml says what each key means."""
 
 import re
 from typing import Literal, Self
@@ -29,7 +29,7 @@ class RewardTerm(Section):
 
     @property
     def in_process(self) -> Reward | None:
-        """The row of `REWARDS` when this process scores it, None when a server does."""
+        """The row of `REWARDS` if this process scores the reward, None if a server does."""
         return REWARDS.get(self.name) if self.url is None else None
 
     @model_validator(mode="after")

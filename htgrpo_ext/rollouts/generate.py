@@ -1,4 +1,7 @@
-"""Rollouts: prompts to finished images, with the unmask step of every token."""
+"""Rollouts: finished images for prompts, with the unmask step of every token.
+
+B rollouts, N image tokens.
+"""
 
 from htgrpo_ext.backbones.base import Denoiser
 from htgrpo_ext.core.estimator import SharedForward
@@ -11,9 +14,10 @@ from htgrpo_ext.rollouts.settings import RolloutSettings
 def generate(
     backbone: Denoiser, forward: SharedForward, prompts: Prompts, draws: Draws, settings: RolloutSettings
 ) -> Rollout:
-    """Sample one image for each of B prompt rows; `draws` holds the noise of just these rows.
+    """Sample one image for each of B prompt rows.
 
-    Guidance runs the same canvas a second time without its prompt.
+    draws     the noise of these rows
+    settings  guidance above 0 runs every canvas a second time without its prompt
     """
     count = len(prompts.ids_BL)
     nobody = backbone.unconditional().repeat(count)
@@ -35,6 +39,6 @@ def generate(
 
 
 def mean_entropy(rollout: Rollout, batch: RolloutBatch) -> tuple[float, float]:
-    """Mean entropy in nats of the distributions that structure tokens, and refinement tokens, were drawn from."""
+    """Mean entropy in nats of the structure tokens' sampling distributions, and of the refinement tokens' (Eq. 22)."""
     structure_BN = batch.rank_BN <= batch.structure_count
     return rollout.entropy_BN[structure_BN].mean().item(), rollout.entropy_BN[~structure_BN].mean().item()

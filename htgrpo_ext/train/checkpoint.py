@@ -1,19 +1,27 @@
-"""Checkpoints that a kill at any moment leaves whole.
+"""Checkpoints of the native loop. A kill at any moment leaves them whole.
 
-A checkpoint is a folder written under another name and renamed when complete; only renamed ones are ever read.
-No generator's state is in it: every draw is derived from (seed, purpose, cycle, ..), so the cycle's number says all.
+A checkpoint is a folder that is written under another name and renamed when complete; only renamed ones are read.
+It holds no generator's state: every draw is derived from (seed, purpose, cycle, ..), so the cycle's number is enough.
 """
 
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from htgrpo_ext.files import sync_tree
 
 PREFIX = "cycle-"
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write a model, or only its adapters, in the format of its library."""
+    cast(PreTrainedModel, model).save_pretrained(folder)
 
 
 def save_checkpoint(folder: Path, cycle: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
@@ -22,7 +30,7 @@ def save_checkpoint(folder: Path, cycle: int, model: nn.Module, optimizer: torch
     partial = folder / f".partial-{cycle:06d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial / "model")
+    save_weights(model, partial / "model")
     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
     (partial / "state.json").write_text(json.dumps({"cycle": cycle}))
     sync_tree(partial)
@@ -41,11 +49,9 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Load weights and optimizer in place; returns the number of cycles done."""
-    from safetensors.torch import load_file
-
     weights = load_file(next((path / "model").glob("*.safetensors")))
     if hasattr(model, "peft_config"):
-        from peft import set_peft_model_state_dict
+        from peft.utils.save_and_load import set_peft_model_state_dict
 
         set_peft_model_state_dict(model, weights)
     else:

@@ -1,7 +1,8 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard by default, wandb by option."""
+"""Metrics: to metrics.jsonl always, to TensorBoard by default, to wandb by option."""
 
 import json
 from pathlib import Path
+from typing import IO
 
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import RunSettings
@@ -17,21 +18,22 @@ def flatten(tree: dict, separator: str, prefix: str = "") -> dict:
 
 
 class MetricsLog:
-    """Writes records on the main process; does nothing on the others (`enabled` False)."""
+    """Writes records on the main process, and nothing on the others (`enabled` is False there)."""
 
     def __init__(self, settings: RunSettings, enabled: bool):
         self.settings, self.enabled = settings, enabled
         self.path: Path = settings.folder / "metrics.jsonl"
-        self._board = self._wandb = self._file = None
+        self._file: IO[str] | None = None
+        self._board = self._wandb = None
 
     def open(self, from_cycle: int) -> None:
-        """Open the log; a resumed run first drops what was logged after its checkpoint."""
+        """Open the log. A resumed run first drops what was logged after its checkpoint."""
         if not self.enabled:
             return
         kept = []
         if from_cycle and self.path.exists():
             for line in self.path.read_text().splitlines(keepends=True):
-                # A kill can leave half a line at the end; it belongs to a cycle that will be run again.
+                # A kill can leave half a line at the end, of a cycle that will run again.
                 if line.endswith("\n") and json.loads(line)["cycle"] < from_cycle:
                     kept.append(line)
         partial = self.path.with_suffix(".partial")
@@ -53,8 +55,8 @@ class MetricsLog:
             )
 
     def write(self, record: dict, step: int) -> None:
-        """One record: a line of metrics.jsonl, and its numbers as scalars at optimizer step `step`."""
-        if not self.enabled:
+        """Write a record as a line of metrics.jsonl, and its numbers as scalars at optimizer step `step`."""
+        if self._file is None:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()

@@ -1,4 +1,4 @@
-"""What a person sees while training: one line with stage, reward and time left; plain lines where no terminal is."""
+"""What a person sees while training: one line with stage, reward and time left, or plain lines without a terminal."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -7,7 +7,7 @@ from htgrpo_ext.settings import RunSettings
 
 
 class TrainingProgress:
-    """A progress bar on a terminal, a line every tenth of the way elsewhere; silent when not `enabled`."""
+    """A progress bar on a terminal; elsewhere a line for every tenth of the cycles. Silent when not `enabled`."""
 
     def __init__(self, settings: RunSettings, enabled: bool):
         self.cycles, self.updates = settings.loop.cycles, settings.loop.updates_per_rollout
@@ -50,7 +50,7 @@ class TrainingProgress:
         return self._training
 
     def cycle(self, record: dict) -> None:
-        """A cycle is done."""
+        """A cycle is done; `record` is its metrics."""
         mean, std = record["reward_mean"], record["reward_std"]
         self._note = (
             f"reward {'none' if mean is None else f'{mean:.3f} ±{std:.2f}'}"

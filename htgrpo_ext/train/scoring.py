@@ -1,7 +1,9 @@
-"""Which log-probabilities the K updates of a rollout batch need, and which of them come for free.
+"""The log-probabilities that the K updates of a rollout batch need, and the loss they give.
 
-At update 0 theta is theta_old: its own forward, detached, is pi_old, for itself and for every later update that
-shows the model the same rows. Under HT-GRPO that is all of them.
+At update 0 theta = theta_old. So its own forward, detached, is pi_old: for itself, and for every later update that
+shows the model the same rows. Under HT-GRPO these are all updates, and pi_old needs no pass of its own.
+
+B rollouts, N image tokens, K updates.
 """
 
 from collections.abc import Sequence
@@ -11,19 +13,19 @@ from torch import Tensor
 
 from htgrpo_ext.backbones.base import Denoiser
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.objective import LogProbs
+from htgrpo_ext.core.objective import Judged, LogProbs, Objective, policy_objective
 from htgrpo_ext.core.order import generation_rank
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.stages import structure_count
-from htgrpo_ext.core.views import Prompts, RolloutBatch, Update, same_contexts
+from htgrpo_ext.core.views import Prompts, RolloutBatch, Update, even_share, same_contexts
 from htgrpo_ext.settings import RunSettings
 
 
 def plan_updates(
     settings: RunSettings, rollout: Rollout, prompts: Prompts, draws: Draws
 ) -> tuple[RolloutBatch, list[Update]]:
-    """The generation order of a rollout batch, and the K updates the method makes of it."""
+    """The generation order of a rollout batch, and the K updates that the method makes of it."""
     rank_BN = generation_rank(rollout.unmask_step_BN)
     num_structure = structure_count(rank_BN.shape[1], settings.method.structure_ratio)
     batch = RolloutBatch(rollout.unmask_step_BN, rank_BN, prompts.words_BL, num_structure)
@@ -38,10 +40,11 @@ def score_micro_batches(
     codes_BN: Tensor,
     updates: Sequence[Update],
 ) -> list[tuple[slice, "BatchScores"]]:
-    """The rows of each micro-batch, and its scores under the old and the reference policy."""
+    """Each micro-batch's rows among the B rollouts, and its scores under the old and the reference policy."""
     count, scored = settings.loop.micro_batches, []
     for a in range(count):
-        rows = slice(a * len(codes_BN) // count, (a + 1) * len(codes_BN) // count)
+        share = even_share(len(codes_BN), a, count)
+        rows = slice(share.start, share.stop)
         cut = [update.rows(rows) for update in updates]
         scored.append((rows, score(settings, backbone, forward, prompts.rows(rows), codes_BN[rows], cut, a)))
     return scored
@@ -56,7 +59,10 @@ def score(
     updates: Sequence[Update],
     micro_batch: int,
 ) -> "BatchScores":
-    """The scores of one micro-batch, given by its place in the optimizer step, before anything is trained on it."""
+    """The scores of one micro-batch, taken before it is trained on.
+
+    micro_batch  its place among the micro-batches of an optimizer step
+    """
     method, loop = settings.method, settings.loop
     first = method.update_index(0, micro_batch, loop.micro_batches, loop.updates_per_rollout)
     free = [k for k, u in enumerate(updates) if method.old_from_first_update and same_contexts(u, updates[first])]
@@ -64,12 +70,12 @@ def score(
 
 
 class BatchScores:
-    """Log-probabilities of one micro-batch's K updates; old and reference ones are taken when it is made.
+    """Log-probabilities of one micro-batch's K updates. The constructor takes those of the old and reference policy.
 
     forward, backbone   the model; the backbone switches to the reference policy
     prompts, codes_BN   the micro-batch's rows
     updates             its K updates
-    free                updates that show the model the same rows: the first forward of any of them gives pi_old of all
+    free                updates that show the model the same rows: one forward before the first step is pi_old of all
     """
 
     def __init__(
@@ -93,9 +99,9 @@ class BatchScores:
                     self._reference = self._score(range(len(updates)), "reference")
 
     def of(self, index: int) -> LogProbs:
-        """Update `index` under the policy as it is now, with gradient, the old and the reference policy.
+        """Log-probabilities of update `index` under the current policy (with gradient), the old and the reference one.
 
-        The first call must come before the first optimizer step: pi_old of the free updates is what the policy is then.
+        The first call must come before the first optimizer step: it also takes pi_old of the free updates.
         """
         if self._free and self._free[0] not in self._old:
             if index in self._free:
@@ -109,10 +115,16 @@ class BatchScores:
         return LogProbs(new_BN, self._old[index], self._reference[index] if self._reference else None)
 
     def _keep_old(self, indices: Sequence[int], kind: str) -> list[Tensor]:
-        """Score these updates now, and keep what comes out as their pi_old."""
+        """Score these updates under the current policy, and keep the result as their pi_old."""
         scores = self._score(indices, kind) if indices else []
         self._old.update((k, score.detach()) for k, score in zip(indices, scores, strict=True))
         return scores
 
     def _score(self, indices: Sequence[int], kind: str) -> list[Tensor]:
         return self.forward.log_probs(self.prompts, self.codes_BN, [self.updates[k] for k in indices], kind)
+
+
+def update_objective(settings: RunSettings, log_probs: LogProbs, update: Update, judged: Judged) -> Objective:
+    """`policy_objective` with the run's own clipping, KL coefficient and average."""
+    loop = settings.loop
+    return policy_objective(log_probs, update, judged, loop.clip_epsilon, loop.kl_coefficient, settings.method.average)

@@ -1,22 +1,22 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it, each of which serves one heavy reward from a virtual environment of its own:
+# Sourced by the scripts in this folder, each of which serves one heavy reward from a virtual environment of its own:
 #
 #     environment NAME REQUIREMENT... [-- REQUIREMENT...]
 #     serve NAME "$@"
 #
-# `environment` makes .venv-rewards/NAME, once; a changed list makes it anew. The requirements after `--` come without
-# their dependencies. What the list gives no version has that of constraints.txt. `serve` becomes
-# `htgrpo serve-reward NAME "$@"`, or ends if the only argument is --setup-only.
+# `environment` makes .venv-rewards/NAME once, and anew when the list changes. Requirements after `--` are installed without
+# their dependencies. A requirement without a version has that of constraints.txt. `serve` runs
+# `htgrpo serve-reward NAME "$@"`, or exits if the only argument is --setup-only.
 #
-#     HTGRPO_REWARD_ENVIRONMENTS   where the environments lie instead
-#     PYTHON                       Python 3.11 or newer; the first that is found if unset
-#     TORCH_INDEX                  where to look for PyTorch besides PyPI, as in the Makefile
+#     HTGRPO_REWARD_ENVIRONMENTS   another folder for the environments
+#     PYTHON                       Python 3.11 or newer; if unset, the first one found
+#     TORCH_INDEX                  an index to find PyTorch in besides PyPI, as in the Makefile
 
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ENVIRONMENTS=${HTGRPO_REWARD_ENVIRONMENTS:-$ROOT/.venv-rewards}
-# What a server needs. numpy and torch are named so that no reward takes another without saying so.
+# What a server needs. With numpy and torch in it, a script must name another version of them to get one.
 SERVING=(torch numpy pillow safetensors pydantic pyyaml typer rich fastapi uvicorn prometheus-client)
 
 fail() {
@@ -35,7 +35,7 @@ find_python() {
     fail "no Python 3.11 or newer found (PYTHON=/path/to/python)"
 }
 
-# constraints REQUIREMENT...: constraints.txt, less the packages that are given a version here.
+# constraints REQUIREMENT...: constraints.txt without the packages that have a version here.
 constraints() {
     printf '%s\n' "$@" | awk '
         function name(text) { sub(/[][<>=!~;@ ].*/, "", text); gsub(/[_.]/, "-", text); return tolower(text) }
@@ -60,7 +60,7 @@ environment() {
     if ! {
         "$python" -m venv --clear "$folder" &&
             constraints "${with[@]}" "${alone[@]}" >"$folder/constraints.txt" &&
-            install "$folder" --no-deps torch && # first, or pip may look at every torch there is
+            install "$folder" --no-deps torch && # first, else pip may try every release of torch
             install "$folder" "${SERVING[@]}" "${with[@]}" &&
             install "$folder" --no-deps "${alone[@]}" -e "$ROOT"
     } >"$log" 2>&1; then

@@ -4,7 +4,7 @@
 # fetched at the first start, or named by --set detector=FOLDER --set color_weights=FILE.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# As constraints.txt has them: scipy is what transformers needs to make a Mask2Former. torchvision comes with open_clip
-# anyway; 0.28 is the one made for torch 2.13.
+# With the versions of constraints.txt. transformers needs scipy to build a Mask2Former. open_clip needs torchvision; 0.28 is
+# built for torch 2.13.
 environment geneval open_clip_torch scipy torchvision transformers
 serve geneval "$@"

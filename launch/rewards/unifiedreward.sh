@@ -5,17 +5,17 @@
 #     launch/rewards/unifiedreward.sh --port 18088 --device cpu --batch-size 64 \
 #         --set endpoint=http://127.0.0.1:8080/v1 --set model=UnifiedReward      with the model in vLLM or SGLang
 #
-# The prompt is the authors', taken out of their script. UNIFIEDREWARD_SCRIPT=/path/to/it where GitHub is out of reach.
+# The prompt is taken out of the authors' script. Without GitHub, set UNIFIEDREWARD_SCRIPT=/path/to/it.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# The one-image prompt of the checkpoint that the reward has unless told otherwise; the commit is of 18 June 2026.
+# The one-image prompt of the default checkpoint; the commit is of 18 June 2026.
 url=https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/ff6f520247a2d36e2aff7b2ba53a935afd437f66/inference_qwen/image_generation/qwen_point_score_image_generation.py
 sha256=5c8c2efcb7f07283a3a4b3685043e2da0ee909c876829a9edbe4938a4881971c
 prompt=$ENVIRONMENTS/unifiedreward-prompt.txt
 
 requirements=(
-    transformers==4.51.3 # has Qwen2.5-VL, which came with 4.49; later ones prepare pictures another way
-    tokenizers==0.21.4   # what that takes; constraints.txt has an older one
+    transformers==4.51.3 # has Qwen2.5-VL, new in 4.49; later versions prepare pictures differently
+    tokenizers==0.21.4   # as transformers 4.51 needs; constraints.txt has an older one
     httpx                # for an endpoint
 )
 environment unifiedreward "${requirements[@]}"

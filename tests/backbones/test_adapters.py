@@ -36,7 +36,7 @@ def trained(tmp_path):
     return folder, adapter, logits
 
 
-def test_a_merged_checkpoint_answers_as_peft_does_with_the_adapter(trained, tmp_path):
+def test_merged_logits_are_those_of_peft_with_the_adapter(trained, tmp_path):
     folder, adapter, logits = trained
     out = tmp_path / "merged"
     assert merge(folder, adapter, out) == 2 * 3  # two blocks, three projections
@@ -48,7 +48,7 @@ def test_a_merged_checkpoint_answers_as_peft_does_with_the_adapter(trained, tmp_
         torch.testing.assert_close(model(IDS).logits, logits, atol=1e-5, rtol=0)
 
 
-def test_everything_else_is_the_checkpoints_own(trained, tmp_path):
+def test_merging_leaves_all_other_files_and_weights_unchanged(trained, tmp_path):
     folder, adapter, _ = trained
     out = tmp_path / "merged"
     merge(folder, adapter, out)
@@ -65,7 +65,7 @@ def test_everything_else_is_the_checkpoints_own(trained, tmp_path):
         assert changed <= {"q_proj", "ff_out", "up_proj"}
 
 
-def test_bfloat16_weights_stay_so_and_are_rounded_once(trained, tmp_path):
+def test_merged_bfloat16_weights_are_rounded_once(trained, tmp_path):
     folder, adapter, _ = trained
     for shard in folder.glob("model-*.safetensors"):
         save_file({k: w.bfloat16() for k, w in load_file(shard).items()}, shard, metadata={"format": "pt"})
@@ -78,7 +78,7 @@ def test_bfloat16_weights_stay_so_and_are_rounded_once(trained, tmp_path):
     assert torch.equal(new[key], (old[key].double() + 6 / 4 * b @ a).bfloat16())
 
 
-def test_what_cannot_be_folded_is_refused_and_nothing_is_written(trained, tmp_path):
+def test_unusable_adapters_and_checkpoints_are_refused_and_nothing_is_written(trained, tmp_path):
     folder, adapter, _ = trained
     out = tmp_path / "merged"
     with pytest.raises(UserError, match="no adapter there"):

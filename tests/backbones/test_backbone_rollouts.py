@@ -1,4 +1,4 @@
-"""Rollout and scoring on the real layouts: what is computed once, where the head is asked, what batching changes."""
+"""Rollout and scoring with the real layouts: shared rows, positions of the head, and the effect of batching."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def rollout_of(backbone, sampler="emerge", batch_size=16, texts=TEXTS, first=0):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_batch_size_and_company_change_no_image(backbone, sampler):
+def test_batch_size_and_other_prompts_change_no_image(backbone, sampler):
     together = rollout_of(backbone, sampler)[0]
     single = rollout_of(backbone, sampler, batch_size=1)[0]
     alone = rollout_of(backbone, sampler, texts=TEXTS[1:], first=1)[0]
@@ -62,7 +62,7 @@ def test_the_first_step_is_one_row_per_prompt_and_one_without(backbone):
     assert rows == (P + 1) + (T - 1) * 2 * B
 
 
-def test_the_head_is_asked_for_masked_tokens_and_codebook_rows_only(backbone, monkeypatch):
+def test_the_head_computes_masked_tokens_and_codebook_rows_only(backbone, monkeypatch):
     asked, policy = [], backbone._policy
 
     def watched(**inputs):
@@ -76,7 +76,7 @@ def test_the_head_is_asked_for_masked_tokens_and_codebook_rows_only(backbone, mo
     assert len(asked) == 2 * T and all(asked_right == (True, True) for asked_right in asked)
 
 
-def test_fully_masked_scores_are_the_bare_models_from_one_row_per_prompt(backbone):
+def test_fully_masked_scores_equal_the_bare_models_from_one_row_per_prompt(backbone):
     rollout, prompts, forward = rollout_of(backbone)
     nothing = torch.zeros(B, backbone.num_image_tokens, dtype=torch.bool)
     target = torch.rand(nothing.shape, generator=torch.Generator().manual_seed(0)) < 0.3
@@ -91,8 +91,8 @@ def test_fully_masked_scores_are_the_bare_models_from_one_row_per_prompt(backbon
             place = prompts.ids_BL.shape[1] + backbone.block.slot_N[n]
             logits = backbone.model(ids[seen][None]).logits[0, place - (~seen).sum()].double()
             offset = backbone.block.offset
-            law = logits[offset : offset + 8192].log_softmax(-1)
-            assert abs(scores[b, n].item() - law[rollout.codes_BN[b, n]].item()) < 1e-5
+            log_probs = logits[offset : offset + 8192].log_softmax(-1)
+            assert abs(scores[b, n].item() - log_probs[rollout.codes_BN[b, n]].item()) < 1e-5
     assert (scores[~target] == 0).all()
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from helpers.llada_checkpoints import mmada_checkpoint, write_config, write_weights
-from htgrpo_ext.backbones.llada.settings import PROJECTIONS
 from htgrpo_ext.backbones.llada.transformer import LladaModel, load_llada, read_config
 from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.policy import with_adapters
@@ -71,7 +70,7 @@ def plain_logits(weights: dict[str, torch.Tensor], ids: torch.Tensor, config: di
     [{}, {"n_kv_heads": 2}, {"include_qkv_bias": True}, {"weight_tying": True}, {"rope_theta": 100.0}],
     ids=str,
 )
-def test_logits_are_those_of_a_plain_float64_network(tmp_path, keys):
+def test_logits_equal_a_plain_float64_network(tmp_path, keys):
     model, ids = model_of(tmp_path, **keys), random_ids()
     config = json.loads((tmp_path / "config.json").read_text())
     with torch.no_grad():
@@ -89,7 +88,7 @@ def test_positions_and_head_rows_choose_from_the_full_logits(folder):
     torch.testing.assert_close(some, everything[wanted][:, 20:60], atol=1e-6, rtol=0)
 
 
-def test_hidden_positions_move_nothing_and_seen_ones_do(folder):
+def test_hidden_positions_change_no_logit_and_visible_ones_do(folder):
     model, ids = load_llada(folder, torch.float32), random_ids()
     seen = torch.ones_like(ids, dtype=torch.bool)
     seen[:, :3] = False
@@ -161,7 +160,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, folder):
         read_config(folder)
 
 
-def test_weights_that_are_not_all_there_are_refused_not_made_up(folder):
+def test_missing_or_surplus_weights_are_refused(folder):
     index = folder / "model.safetensors.index.json"
     write_config(folder, **SMALL, n_layers=3)
     with pytest.raises(UserError, match=r"9 weights are missing, model\.transformer\.blocks\.2\.attn_norm"):
@@ -180,11 +179,11 @@ def test_weights_that_are_not_all_there_are_refused_not_made_up(folder):
 @pytest.mark.parametrize(
     ("targets", "reached"),
     [
-        (PROJECTIONS, PROJECTIONS),
+        (Mmada.projections, Mmada.projections),
         (("q_proj", "k_proj", "v_proj", "up_proj"), ("q_proj", "k_proj", "v_proj", "up_proj")),
     ],
 )
-def test_adapters_reach_just_the_named_projections_of_every_block(folder, targets, reached):
+def test_adapters_are_on_the_named_projections_of_every_block_only(folder, targets, reached):
     """The head is called ff_out as well and must stay without."""
     lora = Lora(rank=2, alpha=2, dropout=0.0, targets=list(targets))
     fields = dict(checkpoint=folder, tuning="lora", dtype="float32", activation_checkpointing=False)
@@ -195,7 +194,7 @@ def test_adapters_reach_just_the_named_projections_of_every_block(folder, target
     assert adapted == {f"blocks.{i}.{name}" for i in range(2) for name in targets}
 
 
-def test_what_we_save_is_read_back_with_all_keys_of_the_config(folder, tmp_path_factory):
+def test_saved_model_is_read_back_with_all_keys_of_the_config(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("saved")
     model = load_llada(folder, torch.float32)
     model.save_pretrained(out)
@@ -210,7 +209,7 @@ def test_the_real_vocabulary_loads(mmada_folder):
     assert isinstance(model, LladaModel) and model.model["transformer"]["wte"].weight.shape == (134656, 32)
 
 
-def test_checkpoints_are_made_alike(tmp_path, mmada_folder):
+def test_test_checkpoints_are_reproducible(tmp_path, mmada_folder):
     again = mmada_checkpoint(tmp_path / "again")
     for file in mmada_folder.iterdir():
         assert (again / file.name).read_bytes() == file.read_bytes(), file.name

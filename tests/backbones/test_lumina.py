@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from helpers.llada_checkpoints import lumina_special_tokens, write_tokenizer
 from helpers.paths import ROOT
 from htgrpo_ext.backbones import load_backbone
-from htgrpo_ext.backbones.llada.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone, image_block
+from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.errors import UserError
@@ -42,7 +42,7 @@ def logits_of(backbone, prompts, codes):
 
 @settings(max_examples=40)
 @given(SIDES, SIDES, st.integers(0, 10_000))
-def test_codes_survive_the_way_through_the_block_at_every_size(height, width, seed):
+def test_codes_to_ids_and_back_are_the_same_codes_at_every_size(height, width, seed):
     H, W = height // 16, width // 16
     block, codes = image_block(height, width), canvas(2, H * W, seed)
     ids = block.ids(codes)
@@ -56,7 +56,7 @@ def test_codes_survive_the_way_through_the_block_at_every_size(height, width, se
     assert torch.equal(block.at_slots(wanted), ids == 126336)
 
 
-def test_published_lengths():
+def test_block_lengths_are_the_published_ones():
     assert len(image_block(512, 512).frame_I) == 1056 + 4
     assert len(image_block(1024, 1024).frame_I) == 4160 + 4
     assert len(image_block(768, 1536).frame_I) == 48 * 97 + 4
@@ -72,7 +72,7 @@ def test_a_prompt_is_templated_and_padded_in_front(backbone):
     assert prompts.words_BL.tolist() == [[False] * 33 + [True] * 6 + [False]]
 
 
-def test_no_prompt_is_the_template_around_one_token(backbone):
+def test_the_unconditional_row_is_the_template_around_one_token(backbone):
     prompts = backbone.unconditional()
     assert prompts.ids_BL[0, -4:].tolist() == [126342, 126343, 126351, 126344]
     assert prompts.attention_BL.sum() == 14 and not prompts.words_BL.any()
@@ -83,7 +83,7 @@ def test_a_prompt_that_is_too_long_is_refused(backbone):
         backbone.encode_prompts(["cat " * 30])
 
 
-def test_pads_and_batch_neighbours_do_not_move_logits(backbone, lumina_folder):
+def test_pads_and_other_rows_change_no_logit(backbone, lumina_folder):
     codes, prompts = canvas(3), backbone.encode_prompts(TEXTS)
     together = logits_of(backbone, prompts, codes)
     other = prompts._replace(ids_BL=prompts.ids_BL.masked_fill(~prompts.attention_BL, 7))
@@ -96,7 +96,7 @@ def test_pads_and_batch_neighbours_do_not_move_logits(backbone, lumina_folder):
     assert (together[0] - together[1]).abs().max() > 1e-2
 
 
-def test_logits_are_those_of_the_bare_sequence_without_any_padding(backbone):
+def test_logits_equal_those_of_the_sequence_without_padding(backbone):
     codes = canvas(1)
     ids = backbone.tokenizer(
         "<system>Generate an image according to the text prompt.</system><user>a red cat</user>", return_tensors="pt"
@@ -117,7 +117,7 @@ def test_logits_are_those_of_the_bare_sequence_without_any_padding(backbone):
         (lambda s: [*s[:-5], "<nobody>", *s[-4:]], "has no token <uncondition>, which the layout has at 126351"),
     ],
 )
-def test_a_tokenizer_with_other_ids_is_refused_with_both(tmp_path, lumina_folder, change, line):
+def test_a_tokenizer_with_other_ids_is_refused_naming_both_ids(tmp_path, lumina_folder, change, line):
     write_tokenizer(tmp_path, change(lumina_special_tokens()))
     (tmp_path / "config.json").write_bytes((lumina_folder / "config.json").read_bytes())
     with pytest.raises(UserError) as caught:
@@ -140,7 +140,7 @@ class WordsOnly:
         return {126084: "house", 126354: "<begin>", 126355: "[end]"}.get(token_id, "added")
 
 
-def test_an_ordinary_word_at_a_reserved_id_is_refused_and_another_marker_is_not():
+def test_an_ordinary_word_at_a_reserved_id_is_refused_but_another_marker_is_accepted():
     with pytest.raises(UserError) as caught:
         check_tokenizer(
             WordsOnly(), Path("X"), LuminaBackbone.named_tokens(None), LuminaBackbone.reserved, lengths=(126356,)
@@ -148,7 +148,7 @@ def test_an_ordinary_word_at_a_reserved_id_is_refused_and_another_marker_is_not(
     assert str(caught.value) == "X: the tokenizer has 'house' at 126084, where the layout has newline"
 
 
-def test_a_tokenizer_that_holds_the_image_codes_as_well_is_taken(tmp_path, lumina_folder):
+def test_a_tokenizer_that_contains_the_image_codes_is_accepted(tmp_path, lumina_folder):
     write_tokenizer(tmp_path, [*lumina_special_tokens(), *(f"<code{i}>" for i in range(8192))])
     tokenizer = load_tokenizer(tmp_path)
     assert len(tokenizer) == 134548
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_mmada_is_refused(mmada_folder):
         LuminaBackbone.load(mmada_folder)
 
 
-def test_pixels_are_spread_from_0_1_to_minus_1_1(backbone):
+def test_pixels_are_scaled_from_0_1_to_minus_1_1(backbone):
     from diffusers import VQModel
 
     codes = canvas(5).clamp(min=0)
@@ -189,7 +189,7 @@ def test_decoding_without_the_vq_model_is_one_line(backbone, tmp_path):
         bare.decode(canvas(1).clamp(min=0))
 
 
-def test_the_config_file_drives_loading(lumina_folder):
+def test_the_config_file_determines_what_is_loaded(lumina_folder):
     size = ["model.height=64", "model.width=96"]
     run = load_settings(CONFIGS, [f"model.checkpoint={lumina_folder}", "model.dtype=float32", *size])
     backbone = load_backbone(run.model)

@@ -29,7 +29,7 @@ def masked_logits(backbone, prompts):
         return backbone.image_logits(prompts, codes, codes == MASK).view(len(codes), 64, -1)
 
 
-def test_what_stands_under_the_padding_does_not_move_logits(checkpoint):
+def test_ids_of_pads_change_no_logit(checkpoint):
     backbone = MicroBackbone.load(checkpoint)
     prompts = backbone.encode_prompts(TEXTS)
     padded = prompts.ids_BL == PAD
@@ -38,12 +38,12 @@ def test_what_stands_under_the_padding_does_not_move_logits(checkpoint):
     torch.testing.assert_close(masked_logits(backbone, other), masked_logits(backbone, prompts), atol=1e-6, rtol=0)
 
 
-def test_words_do_move_logits(checkpoint):
+def test_words_change_logits(checkpoint):
     logits = masked_logits(*(lambda b: (b, b.encode_prompts(TEXTS)))(MicroBackbone.load(checkpoint)))
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
-def test_batch_neighbours_do_not_move_logits(checkpoint):
+def test_other_rows_of_a_batch_change_no_logit(checkpoint):
     backbone = MicroBackbone.load(checkpoint)
     together = masked_logits(backbone, backbone.encode_prompts(TEXTS))
     for row, text in enumerate(TEXTS):
@@ -51,7 +51,7 @@ def test_batch_neighbours_do_not_move_logits(checkpoint):
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=0)
 
 
-def test_wanted_positions_come_packed_row_major(checkpoint):
+def test_logits_of_wanted_positions_are_row_major(checkpoint):
     backbone = MicroBackbone.load(checkpoint)
     prompts = backbone.encode_prompts(TEXTS)
     everything = masked_logits(backbone, prompts)
@@ -61,7 +61,7 @@ def test_wanted_positions_come_packed_row_major(checkpoint):
     torch.testing.assert_close(some, everything[wanted], atol=1e-6, rtol=0)
 
 
-def test_every_position_can_be_told_from_every_other(checkpoint):
+def test_every_position_has_different_logits(checkpoint):
     backbone = MicroBackbone.load(checkpoint)
     logits = masked_logits(backbone, backbone.encode_prompts(TEXTS[:1]))[0]
     distances = torch.cdist(logits, logits) + torch.eye(64)
@@ -69,7 +69,7 @@ def test_every_position_can_be_told_from_every_other(checkpoint):
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_reference_stays_what_was_loaded(checkpoint, lora):
+def test_the_reference_stays_the_loaded_model(checkpoint, lora):
     backbone = MicroBackbone.load(checkpoint, lora)
     prompts = backbone.encode_prompts(TEXTS)
     before = masked_logits(backbone, prompts)
@@ -82,7 +82,7 @@ def test_reference_stays_what_was_loaded(checkpoint, lora):
         torch.testing.assert_close(masked_logits(backbone, prompts), before, atol=0, rtol=0)
 
 
-def test_lora_reaches_every_target_in_every_block_and_nothing_else_trains(checkpoint):
+def test_only_adapters_on_every_target_of_every_block_train(checkpoint):
     model = MicroBackbone.load(checkpoint, LORA).model
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)

@@ -52,18 +52,18 @@ def test_a_prompt_is_padded_in_front_and_framed(backbone):
     assert prompts.words_BL.tolist() == [[False] * 17 + [True] * 6 + [False]]
 
 
-def test_no_prompt_is_task_begin_end(backbone):
+def test_the_unconditional_row_is_task_begin_end(backbone):
     prompts = backbone.unconditional()
     assert prompts.ids_BL.tolist() == [[126093] * 21 + [126088, 126080, 126081]]
     assert not prompts.words_BL.any()
 
 
-def test_a_long_prompt_is_cut_and_still_ends(backbone):
+def test_a_long_prompt_is_cut_and_still_ends_with_eos(backbone):
     ids = backbone.encode_prompts(["cat " * 40]).ids_BL
     assert ids.tolist() == [[126088, 126080, *[8] * 21, 126081]]
 
 
-def test_the_block_is_framed_codes_at_the_tokenizers_length():
+def test_code_0_has_the_tokenizers_length_as_id():
     block = image_block()
     ids = block.ids(torch.tensor([[0, 8191, *[MASK] * 1022]]))
     assert ids.tolist() == [[126084, 126349, 134540, *[126336] * 1022, 126085]]
@@ -71,12 +71,12 @@ def test_the_block_is_framed_codes_at_the_tokenizers_length():
 
 @settings(max_examples=20)
 @given(st.integers(0, 10_000))
-def test_codes_survive_the_way_through_the_block(seed):
+def test_codes_to_ids_and_back_are_the_same_codes(seed):
     codes = canvas(2, seed)
     assert torch.equal(image_block().codes(image_block().ids(codes)), codes)
 
 
-def test_pads_and_batch_neighbours_do_not_move_masked_logits(backbone, mmada_folder):
+def test_hidden_pads_and_other_rows_change_no_logit(backbone, mmada_folder):
     codes, prompts = canvas(3), backbone.encode_prompts(TEXTS)
     together = logits_of(backbone, prompts, codes)
     other = prompts._replace(ids_BL=prompts.ids_BL.masked_fill(~prompts.attention_BL, 7))
@@ -88,7 +88,7 @@ def test_pads_and_batch_neighbours_do_not_move_masked_logits(backbone, mmada_fol
         torch.testing.assert_close(alone, together[row], atol=1e-5, rtol=0)
 
 
-def test_pads_do_move_logits_as_maskgrpo_has_them(backbone):
+def test_visible_pads_change_logits_as_in_maskgrpo(backbone):
     seeing = MMaDABackbone(backbone.model, backbone.tokenizer, prompt_length=24, masks_padding=False)
     codes, prompts = canvas(1), seeing.encode_prompts(TEXTS[:1])
     other = prompts._replace(ids_BL=prompts.ids_BL.masked_fill(~prompts.attention_BL, 7))
@@ -96,7 +96,7 @@ def test_pads_do_move_logits_as_maskgrpo_has_them(backbone):
     assert (logits_of(seeing, prompts, codes) - logits_of(backbone, prompts, codes)).abs().max() > 1e-3
 
 
-def test_wanted_logits_are_rows_of_the_codebook_at_the_codes_places(backbone):
+def test_wanted_logits_are_the_bare_models_at_the_codes_places(backbone):
     """Against the bare model, asked for everything: the image begins behind the prompt and its start marker."""
     codes, prompts = canvas(1), backbone.encode_prompts(TEXTS[:1])
     ids = torch.cat([prompts.ids_BL, image_block().ids(codes)], dim=1)
@@ -124,7 +124,7 @@ def shifted(special, name, places=1):
     ],
     ids=["mask", "bos", "length", "soi", "no mask"],
 )
-def test_a_tokenizer_with_other_ids_is_refused_with_both(tmp_path, mmada_folder, special, line):
+def test_a_tokenizer_with_other_ids_is_refused_naming_both_ids(tmp_path, mmada_folder, special, line):
     write_tokenizer(tmp_path, special)
     (tmp_path / "config.json").write_bytes((mmada_folder / "config.json").read_bytes())
     with pytest.raises(UserError) as caught:
@@ -166,7 +166,7 @@ class StubDecoder(torch.nn.Module):
         return (codes_bN.float().mean(1) / 8191 * 4 - 2).view(-1, 1, 1, 1).expand(-1, 3, 512, 512)
 
 
-def test_pixels_are_clamped_and_come_in_order(backbone, tmp_path, monkeypatch, capsys):
+def test_pixels_are_clamped_and_in_order(backbone, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mmada, "magvit_class", lambda: StubDecoder)
     painting = MMaDABackbone(backbone.model, backbone.tokenizer, vq_checkpoint=tmp_path)
     codes = torch.tensor([0, 4096, 8191, 3000, 5000, 0])[:, None].expand(6, 1024)
@@ -177,7 +177,7 @@ def test_pixels_are_clamped_and_come_in_order(backbone, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("attention", ["masked", "as-maskgrpo"])
-def test_the_config_file_drives_loading(mmada_folder, attention):
+def test_the_config_file_determines_what_is_loaded(mmada_folder, attention):
     overrides = [f"model.checkpoint={mmada_folder}", "model.dtype=float32", f"model.attention={attention}"]
     run = load_settings(CONFIGS, overrides)
     assert run.model.num_image_tokens == 1024

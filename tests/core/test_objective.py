@@ -162,7 +162,7 @@ def test_k3_is_never_negative_and_zero_at_equality(new, reference):
 
 
 def test_k3_is_the_divergence_on_average():
-    # Over all codes of a law of five, each as often as the new policy draws it: sum p k3 = sum p log(p / q)
+    # The mean over five codes, each as often as the new policy draws it: sum p k3 = sum p log(p / q)
     p, q = [0.4, 0.3, 0.2, 0.09, 0.01], [0.1, 0.2, 0.3, 0.25, 0.15]
     k3 = k3_divergence(torch.tensor(p).double().log(), torch.tensor(q).double().log()).tolist()
     divergence = sum(a * log(a / b) for a, b in zip(p, q, strict=True))

@@ -1,4 +1,4 @@
-"""Samplers, against the exact law of a toy image of three tokens and two codes, drawn in three steps."""
+"""Samplers, against the exact distribution of a toy image of three tokens and two codes, drawn in three steps."""
 
 from itertools import product
 from math import sqrt
@@ -12,7 +12,7 @@ from htgrpo_ext.core.sampler import MASK, SAMPLERS, categorical, emerge, guided,
 
 N, V, T = 3, 2, 3
 TABLE = 1.5 * torch.randn(3**N, N, V, generator=torch.Generator().manual_seed(5))  # logits for every canvas
-LAW = TABLE.double().softmax(-1).tolist()
+EXACT = TABLE.double().softmax(-1).tolist()
 
 
 def toy_logits(codes_BN):
@@ -26,9 +26,9 @@ def noise(shape, seed):
     return lambda step: torch.rand(B, 2, tokens, generator=torch.Generator().manual_seed(100 * seed + step))
 
 
-def law(canvas, place):
+def probabilities(canvas, place):
     a, b, c = (code + 1 for code in canvas)
-    return LAW[9 * a + 3 * b + c][place]
+    return EXACT[9 * a + 3 * b + c][place]
 
 
 def exact(decide, canvas=(MASK,) * N, steps=(MASK,) * N, step=0):
@@ -57,7 +57,7 @@ def emerge_step(step, canvas):
         probability = 1.0
         for n in range(N):
             if canvas[n] == MASK:
-                probability *= leave * law(canvas, n)[drawn[n]] if n in drawn else 1 - leave
+                probability *= leave * probabilities(canvas, n)[drawn[n]] if n in drawn else 1 - leave
         yield probability, drawn
 
 
@@ -67,7 +67,7 @@ def maskgit_step(step, canvas, temperature, annealing):
     tau = temperature * annealing[step]
     left = [n for n in range(N) if canvas[n] == MASK]
     for codes in product(range(V), repeat=len(left)):
-        p = [law(canvas, n)[code] for n, code in zip(left, codes, strict=True)]
+        p = [probabilities(canvas, n)[code] for n, code in zip(left, codes, strict=True)]
         together = 1.0
         for each in p:
             together *= each
@@ -76,7 +76,7 @@ def maskgit_step(step, canvas, temperature, annealing):
 
 
 @pytest.mark.parametrize("name", ["emerge", "maskgit", "maskgit hotter", "constant", "constant hotter"])
-def test_codes_and_steps_follow_the_exact_law(name):
+def test_codes_and_steps_follow_the_exact_distribution(name):
     rows = 40_000
     if name == "emerge":
         rollout, expected = emerge(toy_logits, noise((rows, N), 1), (rows, N), T), exact(emerge_step)
@@ -174,12 +174,12 @@ def test_samplers_repeat_themselves_and_leave_the_global_generator_alone(sampler
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values())
-def test_entropy_is_that_of_the_law_each_token_was_drawn_from(sampler):
+def test_entropy_is_that_of_each_tokens_sampling_distribution(sampler):
     rollout = sampler(toy_logits, noise((30, N), 8), (30, N), T)
     for codes, steps, entropies in zip(*(t.tolist() for t in rollout), strict=True):
         for n in range(N):
             canvas = [code if s < steps[n] else MASK for code, s in zip(codes, steps, strict=True)]
-            p = torch.tensor(law(canvas, n))
+            p = torch.tensor(probabilities(canvas, n))
             assert entropies[n] == pytest.approx(-(p * p.log()).sum().item(), abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server in a thread of the test, on loopback, that knows one model and answers on command."""
+"""An OpenAI-compatible server with one model, in a thread of the test, on loopback, that replies on command."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ def endpoint(answer: Callable[[dict], tuple[int, bytes]]):
             self.reply(*answer(request))
 
         def reply(self, status, body):
-            with suppress(OSError):  # the client has given up
+            with suppress(OSError):  # the client hung up
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

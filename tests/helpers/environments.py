@@ -1,9 +1,9 @@
-"""Stand-ins for the Python that makes a reward's environment."""
+"""A stub of the Python that makes a reward's environment."""
 
 from helpers.paths import ROOT
 
 FOLDER = ROOT / "launch" / "rewards"
-# Stands for the interpreter that makes the environment and for the one in it; what it is asked goes into calls.
+# Replaces the interpreter that makes the environment and the one in it; it records its arguments in $CALLS.
 PYTHON = """#!/usr/bin/env bash
 [[ $1 == -c ]] && exit
 echo "$*" >>"$CALLS"

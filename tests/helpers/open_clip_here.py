@@ -1,5 +1,7 @@
-"""open_clip for tests. `make test` puts it beside the environment, because torchvision comes with it: PyPI's does not
-import next to every build of torch, and transformers imports whatever torchvision it finds."""
+"""open_clip for tests. `make test` installs it beside the environment, not in it, because it brings torchvision.
+
+PyPI's torchvision cannot be imported with every build of torch, and transformers imports any torchvision it finds.
+"""
 
 import importlib
 import sys
@@ -9,18 +11,18 @@ import pytest
 import torch
 
 FOLDER = Path(sys.prefix) / "clip"
-_definitions = []  # a library's operators live as long as it does
+_definitions = []  # keeps the operators defined
 
 
 def open_clip():
-    """The module, or the test is skipped."""
+    """The module; without it the test is skipped."""
     if str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
     try:
         return importlib.import_module("open_clip")
     except ImportError as error:
         pytest.skip(f"open_clip is not there ({error}); make test installs it in {FOLDER.name}/ of the environment")
-    except RuntimeError:  # torchvision without its compiled half, of which open_clip uses nothing
+    except RuntimeError:  # torchvision lacks its compiled operators, which open_clip does not use
         for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "open_clip", "timm")]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")

@@ -1,4 +1,4 @@
-"""A scorer for tests that remembers its batches, waits at a gate, and fails when a prompt says so."""
+"""A scorer for tests that records its batches, waits at a gate, and fails when a prompt says so."""
 
 import threading
 
@@ -18,8 +18,8 @@ class Levels:
     """`level` is an image's level, `double` twice as much.
 
     batches  the levels of each batch, in order
-    entered  released at the beginning of each batch
-    gate     what each batch then waits for; open unless a test clears it
+    entered  released at the start of each batch
+    gate     each batch waits until it is set; a test may clear it
     """
 
     rewards = ("level", "double")

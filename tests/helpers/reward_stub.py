@@ -1,4 +1,4 @@
-"""A reward server in a thread of the test, on loopback, that misbehaves on command."""
+"""A reward server in a thread of the test, on loopback, that fails on command."""
 
 import base64
 import json
@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from htgrpo_ext.pixels import decode_png
 
-Reply = tuple[int, bytes] | None  # status and body; None breaks the connection off in the middle of a reply
+Reply = tuple[int, bytes] | None  # status and body; None ends the connection in the middle of a reply
 
 
 def brightness(images: list[bytes]) -> list[float]:
-    """The score of the stub: each image's mean level, so that a score tells which image it belongs to."""
+    """The stub's scores: each image's mean level, which identifies the image."""
     return [decode_png(image).float().mean().item() for image in images]
 
 
@@ -26,7 +26,7 @@ def good(request: dict, attempt: int) -> Reply:
 
 @contextmanager
 def server(answer: Callable[[dict, int], Reply] = good, port: int = 0, names=("stub",)):
-    """(url, requests seen) of a server; `answer` gets the request and how many came before."""
+    """(url, requests seen) of a server; `answer` gets the request and the number of earlier ones."""
     seen: list[dict] = []
     connections: list[socket.socket] = []
 
@@ -67,7 +67,7 @@ def server(answer: Callable[[dict, int], Reply] = good, port: int = 0, names=("s
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
-            except OSError:  # the client has given up
+            except OSError:  # the client hung up
                 self.close_connection = True
 
     class Server(ThreadingHTTPServer):
@@ -91,7 +91,7 @@ def server(answer: Callable[[dict, int], Reply] = good, port: int = 0, names=("s
 
 
 def held(event: threading.Event) -> Callable[[dict, int], Reply]:
-    """Answers no one until `event` is set."""
+    """Replies to no request until `event` is set."""
 
     def answer(request, attempt):
         event.wait(30)

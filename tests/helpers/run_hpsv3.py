@@ -1,7 +1,7 @@
-"""HPSv3's package called as its README does, nothing of this project's between: run_hpsv3.py BASE CHECKPOINT PAIRS.
+"""HPSv3's package called as in its README, without this project: run_hpsv3.py BASE CHECKPOINT PAIRS.
 
-Run by the environment's own python. PAIRS is a JSON list of [image file, prompt]; each pair is scored alone, and the
-means are printed as a JSON list, on the last line.
+Runs in the environment's own python. PAIRS is a JSON list of [image file, prompt]. Each pair is scored alone; the last
+line printed is a JSON list of the means.
 """
 
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 
 base, checkpoint, pairs = sys.argv[1:]
 published = Path(hpsv3.__file__).parent / "config" / "HPSv3_7B.yaml"
-# float32 and no flash attention, for the CPU; otherwise the published settings.
+# The published settings, but float32 and no flash attention, for the CPU.
 own = {"model_name_or_path": base, "torch_dtype": "float32", "bf16": False, "disable_flash_attn2": True}
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "own.yaml"

@@ -1,7 +1,7 @@
-"""`htgrpo train` that also writes down what every rollout was worth: run_recorded.py FOLDER ARGUMENTS..
+"""`htgrpo train` that also records every rollout's reward: run_recorded.py FOLDER ARGUMENTS..
 
-FOLDER/RANK.jsonl, a line per rollout batch: of each rollout the prompt's `fault`, what its image looks like, and what
-the run made of that.
+FOLDER/RANK.jsonl has a line per rollout batch: of each rollout the prompt's `fault`, the mean levels of its image, its
+reward and advantage, and whether it was kept.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Trains the same tiny run twice, with the micro verifier in process and behind a server: run_served.py URL OUT.
 
-In a process of its own, alone or under torch.distributed.run; the runs lie in OUT/here and OUT/served.
+Runs in a process of its own, or under torch.distributed.run. The runs are in OUT/here and OUT/served.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers.micro_runs import CONFIGS, tiny_settings
 from htgrpo_ext.workflow.train import train
 
-BASE = CONFIGS.parent / "assets" / "micro-base"  # its images are worth something, and not all the same
+BASE = CONFIGS.parent / "assets" / "micro-base"  # its images get rewards that differ
 
 
 def train_both(url: str, out: Path, *more: str) -> None:

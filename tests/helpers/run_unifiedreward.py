@@ -1,8 +1,8 @@
 """A batch through the scorer's own model, and each picture alone through transformers: run_unifiedreward.py FOLDER.
 
-Run by the environment's own python. Prints {"ours": .., "theirs": ..} as JSON on the last line: the texts of answers
-that end, null for those that do not. The checkpoint in FOLDER is random and ends none, so it is first told that some
-of what it says is an end.
+Runs in the environment's own python. The last line printed is JSON, {"ours": .., "theirs": ..}: the texts of answers
+that end, null for truncated ones. The checkpoint in FOLDER is random and ends no answer, so two of the tokens it
+produces are first declared to be ends.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""An application served by uvicorn in a thread, on a free port of loopback; and how tests ask a reward server."""
+"""An application in uvicorn in a thread, on a free port of loopback; and requests to a reward server."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ SECONDS = 30  # against hangs
 
 @contextmanager
 def listening(app) -> Iterator[str]:
-    """Its url, answering until the block ends; the application is told to end then."""
+    """Its url. The server stops when the block ends."""
     up = threading.Event()
 
     class Server(uvicorn.Server):
@@ -53,7 +53,7 @@ def post(url, content, **headers) -> tuple[int, dict]:
 
 
 def until(holds) -> None:
-    """Asks again and again, for a bounded time."""
+    """Wait until `holds()`, for a bounded time."""
     start = time.monotonic()
     while not holds():
         assert time.monotonic() - start < SECONDS

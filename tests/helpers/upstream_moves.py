@@ -17,21 +17,33 @@ PATH = "loop/walker.py"
 
 
 def body(name: str) -> str:
-    return "".join(f"        {name}_{i} = self.step({i})\n" for i in range(20))
+    variables = [f"{name}_{i}" for i in range(20)]
+    rows = [f"{variable} = self.step({i})" for i, variable in enumerate(variables)]
+    return "".join(f"        {row}\n" for row in [*rows, f"return {', '.join(variables)}"])
 
 
 SOURCE = (
     '"""A walker."""\n\nimport math\nimport os\n\n\nclass Walker:\n'
     "    def step(self, i):\n        return math.pi + i\n\n"
-    f"    def roll(self):\n{body('roll')}        return roll_3\n\n"
-    f"    def loss(self):\n{body('loss')}        return loss_3\n\n    def last(self):\n        return os.sep\n"
+    f"    def roll(self):\n{body('roll')}\n    def loss(self):\n{body('loss')}\n"
+    "    def last(self):\n        return os.sep\n"
 )
-# (subject, Hook-In, {the line before which it inserts: what it inserts})
+# (subject, Hook-In, Hook-After, Hook-Before, {the line before which it inserts: what it inserts})
 HOOKS = [
-    ("import hooks", "module, Walker.roll", {"import os": "import extra", "        roll_9 =": "        roll_8 += 1"}),
-    ("loss: change five", "Walker.loss", {"        loss_6 =": "        loss_5 *= 2"}),
-    ("loss: change twelve", "Walker.loss", {"        loss_13 =": "        loss_12 *= 3\n        loss_11 *= 4"}),
-    ("loss: change eighteen", "Walker.loss", {"        loss_19 =": "        loss_18 *= 5"}),
+    (
+        "import hooks",
+        "module, Walker.roll",
+        ("roll_7", "roll_9"),
+        {"import os": "import extra", "        roll_9 =": "        roll_8 += 1"},
+    ),
+    ("loss: change five", "Walker.loss", ("loss_[0-4]", "loss_6"), {"        loss_6 =": "        loss_5 *= 2"}),
+    (
+        "loss: change twelve",
+        "Walker.loss",
+        ("loss_9", "loss_13, loss_14"),
+        {"        loss_13 =": "        loss_12 *= 3\n        loss_11 *= 4"},
+    ),
+    ("loss: change eighteen", "Walker.loss", ("loss_17", "loss_19"), {"        loss_19 =": "        loss_18 *= 5"}),
 ]
 NAMES = ["import-hooks", "loss-change-five", "loss-change-twelve", "loss-change-eighteen"]
 NAMES = [f"{number:04d}-{name}.patch" for number, name in enumerate(NAMES, 1)]
@@ -131,10 +143,11 @@ def made_here(root: Path) -> Project:
     base = head = project.head
     (project.patches / "series").write_text(f"# Four.\n# base: {base}\n")
     text = SOURCE
-    for subject, where, hooks in HOOKS:
+    for subject, where, (after, below), hooks in HOOKS:
         for before, line in hooks.items():
             text = text.replace(before, f"{line}\n{before}", 1)
-        message = f"{subject}\n\nWhy.\n\nNot-A-Subclass: it\nHook-In: {where}\nGuarded-By: tests/test_a.py::test_a"
+        order = f"Hook-After: {after}\nHook-Before: {below}"
+        message = f"{subject}\n\nNot-A-Subclass: it\nHook-In: {where}\n{order}\nGuarded-By: tests/test_a.py::test_a"
         head = commit(project.upstream, head, {PATH: text}, message)
     git(project.upstream, "checkout", "--quiet", "--detach", head)
     (root / "tests").mkdir()

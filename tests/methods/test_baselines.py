@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.stubs import small_batch
-from htgrpo_ext.core.contexts import step_groups
+from htgrpo_ext.core.contexts import remask, step_groups
 from htgrpo_ext.core.views import same_contexts
 from htgrpo_ext.settings import CHOICES
 
@@ -27,6 +27,25 @@ def test_remasking_asks_about_exactly_the_masked_tokens(name):
         assert torch.equal(view.target_BN, ~view.visible_BN)
     assert not same_contexts(updates[0], updates[1])
     assert (updates[0].target_BN & ~updates[1].target_BN).any()  # drawn anew: the larger does not hold the smaller
+
+
+def test_remasking_shows_future_tokens_as_often_as_the_paper_says():
+    """Proposition C.2 at m = 0.8: a token with f tokens after it sees one of them with probability 1 - 0.8^f."""
+    small = small_batch(P=100, G=100, N=6)  # 10,000 rollouts: one sigma is at most 0.005
+    rank_BN, visible_BN = small.batch.rank_BN, ~remask(small.batch, small.draws, 0, 0.8)
+    for rank in range(1, 7):
+        seen = (visible_BN & (rank_BN > rank)).any(-1).double().mean().item()
+        assert seen == pytest.approx(1 - 0.8 ** (6 - rank), abs=0.025)
+
+
+@pytest.mark.parametrize("name", ["htgrpo", "tracegrpo"])
+def test_htgrpo_and_tracegrpo_never_show_future_tokens(name):
+    small = small_batch(N=10, T=6)
+    budget = {"budget": {"global": K}} if name == "htgrpo" else {}
+    for update in plan({"name": name, **budget}, small):
+        for view in update.views:
+            last_visible_B1 = small.batch.rank_BN.masked_fill(~view.visible_BN, 0).max(-1, keepdim=True).values
+            assert (small.batch.rank_BN > last_visible_B1)[view.target_BN].all()
 
 
 @pytest.mark.parametrize("name", ["maskgrpo", "maskgrpo-fixed"])

@@ -52,7 +52,7 @@ def test_one_token_changes_its_own_patch_only():
     assert (low // PATCH).tolist() == (high // PATCH).tolist() == [2, 3]  # 19 = 2 * 8 + 3
 
 
-def test_a_background_token_of_another_scene_is_drawn_as_its_own_code_says():
+def test_a_background_token_of_another_scene_is_drawn_by_its_own_code():
     codes = empty("meadow", "noon")
     codes[20] = empty("desert", "dusk")[20]
     odd_one, all_desert = decode_codes(torch.stack([codes, empty("desert", "dusk")]))
@@ -97,7 +97,7 @@ def test_masked_tokens_are_hatched_grey_in_any_scene():
     assert len(patches[0].unique()) == 2
 
 
-def test_painting_the_tables_again_gives_the_same_and_draws_no_global_random_number():
+def test_painting_the_tables_is_reproducible_and_uses_no_global_random_number():
     codes_BN = torch.arange(384).view(6, 64)
     first, state = decode_codes(codes_BN), torch.get_rng_state()
     decoder._tables.cache_clear()

@@ -35,7 +35,7 @@ def test_object_codes_and_their_parts_are_one_to_one():
         world.split_object_code(world.NUM_OBJECT_CODES)
 
 
-def test_code_factors_tell_all_codes_apart():
+def test_code_factors_differ_for_all_codes():
     assert len({world.code_factors(code) for code in range(world.CODEBOOK_SIZE)}) == world.CODEBOOK_SIZE
 
 
@@ -68,7 +68,7 @@ def test_three_matching_tokens_of_four_are_an_object_and_two_are_not():
     assert detect(put(EMPTY, "plain star", "red", 2, 3, quadrants=(0, 3))) == []
 
 
-def test_quadrants_in_the_wrong_place_are_no_object():
+def test_quadrants_in_wrong_places_are_no_object():
     codes = list(EMPTY)
     for place, quadrant in ((0, 3), (1, 2), (8, 1), (9, 0)):
         codes[place] = world.object_code("plain star", "red", quadrant)
@@ -80,7 +80,7 @@ def test_an_object_of_two_colours_has_none():
     assert [(o.class_name, o.color, o.anchor) for o in detect(codes)] == [("plain star", None, (2, 3))]
 
 
-def test_a_surplus_object_fails_strictly_but_keeps_partial_credit():
+def test_a_surplus_object_fails_but_has_partial_credit():
     prompt = of_task("single_object")
     name = prompt["include"][0]["class"]
     codes = put(put(EMPTY, name, "red", 0, 0), name, "red", 4, 4)

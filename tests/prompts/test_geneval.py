@@ -1,4 +1,4 @@
-"""The GenEval-style training set: nothing of the benchmark in it, and metadata that say what the words say."""
+"""The GenEval-style training set: it contains no prompt of the benchmark, and metadata agree with the words."""
 
 import hashlib
 import json
@@ -78,14 +78,14 @@ def some():
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "color_attr"])
-def test_every_prompt_means_what_its_metadata_say(task):
+def test_every_prompt_agrees_with_its_metadata(task):
     prompts = [metadata(task, content) for content in contents(task)]
     assert all(read(prompt["prompt"]) == prompt and prompt["tag"] == task for prompt in prompts)
     assert len({prompt["prompt"] for prompt in prompts}) == len(prompts)
 
 
 @given(st.lists(st.sampled_from(COLORS), min_size=2, max_size=2, unique=True), st.data())
-def test_every_attribution_means_what_its_metadata_say(colors, data):
+def test_every_colour_attribution_agrees_with_its_metadata(colors, data):
     nouns = st.lists(st.sampled_from(CLASSES[1:]), min_size=2, max_size=2, unique=True)
     a, b = data.draw(nouns)
     prompt = metadata("color_attr", (colors[0], a, colors[1], b))
@@ -116,7 +116,7 @@ def test_words_and_articles_by_example():
     assert both["include"][0]["class"] == "apple" and both["include"][1]["position"] == ["left of", 0]
 
 
-def test_tasks_share_by_their_weights_and_small_ones_come_round_evenly(some):
+def test_tasks_have_their_shares_and_small_ones_repeat_evenly(some):
     assert Counter(prompt["tag"] for prompt in some) == {  # 3000 / 18: 1 + 1 + 5 + 1 + 7 + 3
         "single_object": 167,
         "two_object": 166,
@@ -138,7 +138,7 @@ def test_tasks_share_by_their_weights_and_small_ones_come_round_evenly(some):
     assert all(len(set(tags[i : i + 100])) >= 4 for i in range(0, 3000, 100))  # mixed
 
 
-def test_the_set_is_the_seeds_and_the_same_everywhere(some):
+def test_the_set_depends_on_the_seed_only(some):
     text = "".join(json.dumps(prompt) + "\n" for prompt in some)
     assert (
         hashlib.sha256(text.encode()).hexdigest() == "f0a0928d53d469041db511904521138ff8357e15b31345b994692a7c301ab713"
@@ -153,7 +153,7 @@ def same(a: dict, b: dict) -> bool:
     return requirement(a) == requirement(b)
 
 
-def test_the_same_demand_in_other_words_is_the_same():
+def test_one_requirement_in_other_words_is_equal():
     def position(*content):
         return metadata("position", content)
 
@@ -169,7 +169,7 @@ def test_the_same_demand_in_other_words_is_the_same():
     assert not same(metadata("counting", (2, "cat")), metadata("counting", (3, "cat")))
 
 
-def test_what_is_excluded_is_left_out_in_every_wording():
+def test_excluded_prompts_are_left_out_in_every_wording():
     every = {task: [metadata(task, content) for content in contents(task)] for task in ("two_object", "counting")}
     benchmark = random.Random(0).sample(every["two_object"], 3000) + every["counting"][:200]
     # The same words with other metadata, in capitals, and the same metadata with other words.
@@ -199,7 +199,7 @@ def benchmark_file() -> Path:
     return beside if beside.is_file() else checkout("UPSTREAM_CHECKOUT", file) / file
 
 
-def test_none_of_the_benchmarks_prompts_is_in_a_whole_set(tmp_path):
+def test_a_whole_set_contains_no_prompt_of_the_benchmark(tmp_path):
     """By words, and by what is asked, worked out without the code under test."""
 
     def asked(prompt):
@@ -229,7 +229,7 @@ def test_none_of_the_benchmarks_prompts_is_in_a_whole_set(tmp_path):
 def test_without_the_benchmark_nothing_is_written(monkeypatch, tmp_path, capsys):
     out = tmp_path / "set.jsonl"
     assert run(monkeypatch, "prompts", "geneval-train", "--n", "5", "--out", str(out), "--exclude", "nowhere") == 2
-    assert capsys.readouterr().err.startswith("error: nowhere: no such file; GenEval's prompts are kept out of the set")
+    assert capsys.readouterr().err.startswith("error: nowhere: no such file; it lists GenEval's prompts")
     (tmp_path / "words.txt").write_text("a photo of a bench\n")
     with pytest.raises(UserError, match="words.txt:1: not GenEval metadata"):
         write_training_set(5, 0, tmp_path / "words.txt", out)
@@ -239,7 +239,7 @@ def test_without_the_benchmark_nothing_is_written(monkeypatch, tmp_path, capsys)
         write_training_set(5, 0, tmp_path / "b.jsonl", tmp_path / "words.txt" / "set")
 
 
-def test_the_command_writes_what_a_run_can_read(some, monkeypatch, tmp_path, capsys):
+def test_a_run_reads_the_file_that_the_command_writes(some, monkeypatch, tmp_path, capsys):
     (tmp_path / "b.jsonl").write_text(json.dumps(CAT_DOG))
     out = tmp_path / "new" / "set.jsonl"
     arguments = ["--n", "3000", "--out", str(out), "--exclude", str(tmp_path / "b.jsonl")]

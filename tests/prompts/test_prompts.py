@@ -29,7 +29,7 @@ def words(found, cycles):
     return [prompt["prompt"] for cycle in cycles for prompt in found.cycle(cycle)]
 
 
-def test_the_micro_world_gives_tasks_in_turn_and_the_prompts_it_always_gave():
+def test_the_micro_world_gives_tasks_in_turn_and_reproducible_prompts():
     found = sources("seed=3")
     prompts = [found.cycle(cycle) for cycle in range(3)]
     assert [p["tag"] for cycle in prompts for p in cycle] == [world.TASKS[i % 6] for i in range(12)]
@@ -38,7 +38,7 @@ def test_the_micro_world_gives_tasks_in_turn_and_the_prompts_it_always_gave():
     assert prompts[1][1] == pool[int(noise[1] * len(pool))]
 
 
-def test_a_file_gives_each_prompt_once_before_any_twice_and_another_order_each_time(tmp_path):
+def test_a_file_gives_each_prompt_once_before_any_twice_in_a_new_order_each_time(tmp_path):
     setting = f"prompts=[{{format: text, path: {text_file(tmp_path, 'a', 10)}}}]"
     given = words(sources(setting), range(10))
     rounds = [given[i : i + 10] for i in range(0, 40, 10)]
@@ -47,7 +47,7 @@ def test_a_file_gives_each_prompt_once_before_any_twice_and_another_order_each_t
     assert words(sources(setting, "seed=1"), range(10)) != given
 
 
-def test_weights_are_shares_at_every_moment_and_any_cycle_can_be_asked_for_first(tmp_path):
+def test_weights_are_shares_in_every_cycle_and_cycles_are_independent(tmp_path):
     a, b = text_file(tmp_path, "a", 7), text_file(tmp_path, "b", 5)
     setting = f"prompts=[{{format: text, path: {a}, weight: 3}}, {{format: text, path: {b}}}]"
     found = sources(setting)
@@ -55,7 +55,7 @@ def test_weights_are_shares_at_every_moment_and_any_cycle_can_be_asked_for_first
     assert words(sources(setting), [5, 2]) == words(found, [5, 2])
 
 
-def test_geneval_metadata_arrives_whole(tmp_path):
+def test_geneval_metadata_is_kept(tmp_path):
     line = {"tag": "counting", "include": [{"class": "cow", "count": 2}], "prompt": "a photo of two cows", "x": [1]}
     (tmp_path / "set.jsonl").write_text(json.dumps(line))
     assert sources(f"prompts=[{{format: geneval, path: {tmp_path / 'set.jsonl'}}}]").cycle(0) == [line] * 4
@@ -91,7 +91,7 @@ def test_a_dataset_is_read_from_its_column(suffix, tmp_path):
         (None, "set.jsonl: no such file (prompts.path)"),
     ],
 )
-def test_a_file_that_is_no_prompt_set_is_one_line(text, line, tmp_path):
+def test_a_file_that_is_no_prompt_set_is_refused_in_one_line(text, line, tmp_path):
     path = tmp_path / "set.jsonl"
     if text is not None:
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""Requests of many, scored together: everyone gets their own scores, and nobody another's fault."""
+"""Dynamic batching: each request gets its own scores, and no request fails because of another."""
 
 import math
 import threading
@@ -18,14 +18,14 @@ def ask(batcher, *levels, prompt="a", reward="level"):
 
 
 def held_up(batcher, scorer):
-    """The worker is in the middle of a batch of one, until `scorer.gate` is set."""
+    """Keep the worker busy with a batch of one until `scorer.gate` is set."""
     scorer.gate.clear()
     first = ask(batcher, 1)
     assert scorer.entered.acquire(timeout=SECONDS)
     return first
 
 
-def test_what_lies_there_is_scored_together_and_everyone_gets_their_own():
+def test_waiting_requests_share_batches_and_each_gets_its_own_scores():
     scorer = Levels()
     batcher = Batcher([scorer], batch_size=4, wait=0)
     first = held_up(batcher, scorer)
@@ -36,17 +36,17 @@ def test_what_lies_there_is_scored_together_and_everyone_gets_their_own():
     assert first.result(SECONDS) == [1]
     assert [a.result(SECONDS) for a in answers] == [[10], [20, 21], [30, 31], [40], [50], [120]]
     batcher.close()
-    # 10 and 20, 21 are three images, the next two would be too many; a request is not torn apart to fill a batch
+    # 10 and 20, 21 are three images; the next two would make five, and a request is not split to fill a batch
     assert scorer.batches == [[1], [10, 20, 21], [30, 31, 40, 50], [60]]
 
 
-def test_a_full_batch_waits_for_nobody_and_one_that_is_not_full_is_waited_for():
+def test_only_a_batch_that_is_not_full_waits():
     scorer = Levels()
     batcher = Batcher([scorer], batch_size=3, wait=3600)
     answers = [ask(batcher, n) for n in (1, 2, 3)]
     assert [a.result(SECONDS) for a in answers] == [[1], [2], [3]]
     last = ask(batcher, 4)
-    batcher.close()  # ends the wait, and answers what is there
+    batcher.close()  # ends the wait and scores what is there
     assert last.result(0) == [4] and scorer.batches == [[1, 2, 3], [4]]
     with pytest.raises(Busy, match="shutting down"):
         ask(batcher, 5)
@@ -75,7 +75,7 @@ def test_a_request_larger_than_a_batch_is_scored_in_parts():
         ("inf", ValueError, "image 0: its level is -inf, no finite number"),
     ],
 )
-def test_only_the_guilty_request_fails(fault, error, says):
+def test_only_the_request_at_fault_fails(fault, error, says):
     scorer = Levels()
     batcher = Batcher([scorer], batch_size=4, wait=0)
     held_up(batcher, scorer)
@@ -84,14 +84,14 @@ def test_only_the_guilty_request_fails(fault, error, says):
     with pytest.raises(error, match=says):
         answers[1].result(SECONDS)
     assert answers[0].result(SECONDS) == [10] and answers[2].result(SECONDS) == [20, 21]
-    assert ask(batcher, 30).result(SECONDS) == [30]  # the worker lives on
+    assert ask(batcher, 30).result(SECONDS) == [30]  # the worker goes on
     batcher.close()
     together = [[1], [10, 66, 20, 21]]
     alone = [] if fault in ("nan", "inf") else [[10], [66], [20, 21]]
     assert scorer.batches == [*together, *alone, [30]]
 
 
-def test_a_score_that_is_not_finite_is_named_by_its_place_in_the_request():
+def test_a_score_that_cannot_be_used_is_named_by_its_index_in_the_request():
     batcher = Batcher([Levels()], batch_size=2, wait=0)
     prompts = [{"prompt": "nan" if i == 4 else "a"} for i in range(6)]
     with pytest.raises(ValueError, match="^image 4: its level is nan"):
@@ -99,7 +99,7 @@ def test_a_score_that_is_not_finite_is_named_by_its_place_in_the_request():
     batcher.close()
 
 
-def test_a_full_queue_says_so_but_a_large_request_gets_its_turn():
+def test_a_full_queue_refuses_but_an_empty_one_takes_a_large_request():
     scorer = Levels()
     batcher = Batcher([scorer], batch_size=2, wait=0, queue=3)
     held_up(batcher, scorer)
@@ -111,7 +111,7 @@ def test_a_full_queue_says_so_but_a_large_request_gets_its_turn():
     batcher.close()
 
 
-def test_what_was_given_up_is_not_scored():
+def test_a_cancelled_request_is_not_scored():
     scorer = Levels()
     batcher = Batcher([scorer], batch_size=2, wait=0)
     held_up(batcher, scorer)
@@ -142,7 +142,7 @@ def test_two_workers_work_at_the_same_time():
     assert sorted(level for scorer in scorers for batch in scorer.batches for level in batch) == [0, 1, 2, 3]
 
 
-def test_images_of_many_threads_all_come_back_to_their_own():
+def test_requests_of_many_threads_get_their_own_scores():
     scorers = [Levels(), Levels()]
     batcher = Batcher(scorers, batch_size=5, wait=0.001)
     wrong = []
@@ -164,7 +164,7 @@ def test_images_of_many_threads_all_come_back_to_their_own():
     assert scored == sum(1 + (n + i) % 7 for n in range(8) for i in range(20))
 
 
-def test_the_stub_scores_what_it_is_said_to():
+def test_the_stub_scorer_returns_levels():
     given = Levels().score([{"prompt": "a"}, {"prompt": "nan"}], [image(3), image(4)])
     assert given["level"][0] == 3 and math.isnan(given["level"][1]) and given["double"] == [6, 8]
     assert image(3).dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""CLIP and the aesthetic predictor against open_clip's own numbers, on tiny random models in its formats."""
+"""CLIP and the aesthetic predictor against open_clip itself, on tiny random models in its formats."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ PROMPTS = [{"prompt": text} for text in ("a red circle", "two green stars", "a r
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """open_clip, the name of a tiny model that it knows, and a file of the model's weights."""
+    """open_clip, the name of a tiny model that it knows, and a file with the model's weights."""
     module, folder = open_clip(), tmp_path_factory.mktemp("clip")
     (folder / "tiny-for-tests.json").write_text(json.dumps(TINY))
     module.add_model_config(folder)
@@ -75,7 +75,7 @@ def test_scores_are_open_clips_own(clip, images):
     _, cosines = own_numbers(clip, images, PROMPTS)
     scores = scorer_class("clip")(CPU, **options(clip)).score(PROMPTS, list(images))["clip"]
     torch.testing.assert_close(torch.tensor(scores), cosines, atol=1e-6, rtol=0)
-    assert cosines.std() > 0.01  # tells images and texts apart at all
+    assert cosines.std() > 0.01  # the tiny model distinguishes images and texts
 
 
 def test_a_local_folder_gives_the_same(clip, images):
@@ -91,7 +91,7 @@ def test_images_of_several_sizes_and_a_long_prompt_are_scored(clip, images):
     torch.testing.assert_close(torch.tensor(scores), own_numbers(clip, mixed, prompts)[1], atol=1e-6, rtol=0)
 
 
-def test_bfloat16_is_near(clip, images):
+def test_bfloat16_scores_are_close(clip, images):
     full, half = (
         scorer_class("clip")(CPU, **options(clip, dtype=dtype)).score(PROMPTS, list(images))["clip"]
         for dtype in ("float32", "bfloat16")
@@ -99,7 +99,7 @@ def test_bfloat16_is_near(clip, images):
     assert full != half and full == pytest.approx(half, abs=0.02)
 
 
-def test_a_run_holds_it_in_batches_and_leaves_the_global_generator_alone(clip, images):
+def test_a_run_scores_with_clip_in_batches_and_keeps_the_global_generator(clip, images):
     term = {"name": "clip", "weight": 2.0, "scale": 10.0, "batch_size": 3, "device": "cpu", "options": options(clip)}
     settings = {"mixing": "sum", "on_failure": "stop", "max_failed_share": 0.0, "retries": 0, "deadline": 5.0}
     settings = RewardSettings(**settings, overlap=True, terms=[term])
@@ -114,7 +114,7 @@ def test_a_run_holds_it_in_batches_and_leaves_the_global_generator_alone(clip, i
     assert judged.metrics["clip_mean"] == pytest.approx(cosines.mean().item(), abs=1e-6)
 
 
-def test_the_aesthetic_heads_are_read_in_both_published_layouts(clip, images, tmp_path):
+def test_aesthetic_heads_load_in_both_published_layouts(clip, images, tmp_path):
     vectors, _ = own_numbers(clip, images, PROMPTS)
     torch.manual_seed(3)
     plain = nn.Linear(24, 1)
@@ -145,15 +145,15 @@ def test_the_aesthetic_heads_are_read_in_both_published_layouts(clip, images, tm
         ("aesthetic", {"head": __file__}, "test_clip.py: not a predictor's weights"),
     ],
 )
-def test_what_cannot_be_had_is_said_in_one_line(name, given, says, clip):
+def test_a_model_that_cannot_be_loaded_is_one_line(name, given, says, clip):
     term = RewardTerm(name=name, weight=1, options=options(clip) | given)
     with pytest.raises(UserError) as caught:
         load_scorer(term, CPU)
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_openais_weights_in_a_model_with_another_activation_are_refused(clip, monkeypatch):
-    """open_clip warns and goes on; every score would be a little wrong."""
+def test_openai_weights_need_the_model_with_their_activation(clip, monkeypatch):
+    """open_clip only warns; every score would be slightly wrong."""
     monkeypatch.setattr(clip[0].factory, "download_pretrained", lambda *_, **__: "weights.pt")
     with pytest.raises(UserError, match=r"another activation than model `ViT-L-14` .*-quickgelu"):
         scorer_class("clip")(CPU, model="ViT-L-14", weights="openai")
@@ -165,7 +165,7 @@ def test_the_default_model_has_the_activation_of_its_weights(clip):
     assert clip[0].pretrained.get_pretrained_cfg(default[0], default[1])["quick_gelu"]
 
 
-def test_without_open_clip_one_line_says_how_to_get_it(monkeypatch):
+def test_without_open_clip_the_error_names_the_setup_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match="open_clip cannot be imported .*make setup-clip"):
         scorer_class("clip")(CPU)

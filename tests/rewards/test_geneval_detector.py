@@ -1,4 +1,4 @@
-"""GenEval's detector on a tiny checkpoint in the real format, and the scorer around it."""
+"""GenEval's detector on a tiny checkpoint in the real format, and its scorer."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from htgrpo_ext.rewards.scorers.geneval import Detector, Scorer, bounds
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny random Mask2Former in the real format, loud enough to be sure of something."""
+    """A tiny random Mask2Former in the real format, with weights large enough for high scores."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("scipy")
     with torch.random.fork_rng():
@@ -55,8 +55,8 @@ def picture(*size, seed=0):
     return torch.nn.functional.interpolate(coarse, size, mode="bicubic")[0].clamp(0, 255).to(torch.uint8)
 
 
-def test_detections_are_those_of_transformers_own_post_processing(checkpoint, detector, monkeypatch):
-    """At 384 x 384, the only size for which it is written."""
+def test_detections_equal_those_of_transformers_post_processing(checkpoint, detector, monkeypatch):
+    """At 384 x 384, the only size that it assumes."""
     from transformers import Mask2FormerImageProcessor
 
     monkeypatch.setattr(detector, "short_side", 384)
@@ -79,7 +79,7 @@ def test_detections_are_those_of_transformers_own_post_processing(checkpoint, de
         assert (mask != their_mask).float().mean() < 1e-3
 
 
-def test_images_of_any_size_in_any_company_give_their_own_detections(detector):
+def test_detections_do_not_depend_on_the_other_images_of_a_batch(detector):
     images = [picture(64, 96, seed=1), picture(40, 40, seed=2), picture(64, 96, seed=3), picture(200, 90, seed=4)]
     together, alone = detector.detect(images), [detector.detect([image])[0] for image in images]
     assert any(together)
@@ -101,13 +101,13 @@ def test_inputs_are_scaled_and_padded_as_mmdetection_does(detector, monkeypatch)
         assert not inputs[..., inner[0] :, :].any() and not inputs[..., inner[1] :].any()
 
 
-def test_a_box_is_as_wide_as_what_is_in_it():
+def test_a_box_encloses_its_mask():
     mask = torch.zeros(8, 9, dtype=torch.bool)
     mask[2:5, 3] = mask[4, 3:7] = True
     assert bounds(mask) == (3, 2, 7, 5)
 
 
-def test_a_checkpoint_that_would_see_nothing_is_refused(checkpoint, tmp_path, monkeypatch):
+def test_an_unsuitable_detector_checkpoint_is_refused(checkpoint, tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
     def copy(name, weights=None, **changes):
@@ -147,7 +147,7 @@ def zero(module):
 
 
 class Painted:
-    """In place of the detector: an object of class `cat` wherever the image is not black."""
+    """Replaces the detector: whatever is not black is an object of class `cat`."""
 
     def __init__(self, device, checkpoint):
         pass
@@ -163,7 +163,7 @@ class Painted:
 
 
 class FakeClip:
-    """CLIP by mean colour: a picture is near the text that names its colour."""
+    """Replaces CLIP: a picture is near the text that names its mean colour."""
 
     hues = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
@@ -197,19 +197,19 @@ def square(color=None):
     return image
 
 
-def test_both_rewards_of_images_against_their_prompts(scorer):
+def test_partial_and_strict_rewards_by_hand(scorer):
     red, cat = metadata("colors", ("red", "cat")), metadata("single_object", ("cat",))
     broken = torch.full((3, 4, 4), 255, dtype=torch.uint8)
     images = [square(0), square(2), square(), square(1), broken]
     scores = scorer.score([red, red, red, cat, cat], images)
     assert scores["geneval"][:4] == [1.0, 0.5, 0.0, 1.0] and scores["geneval-strict"][:4] == [1.0, 0.0, 0.0, 1.0]
     assert all(math.isnan(scores[name][4]) for name in Scorer.rewards)  # no score, rather than 0
-    assert [crop.size for crop in scorer.crops] == [(4, 6), (4, 6)]  # asked only where a colour is
+    assert [crop.size for crop in scorer.crops] == [(4, 6), (4, 6)]  # called only for a prompt with a colour
     with pytest.raises(ValueError, match="`a cat`: no GenEval metadata"):
         scorer.score([{"prompt": "a cat"}], [square(0)])
 
 
-def test_what_surrounds_an_object_is_grey_where_its_colour_is_judged(scorer):
+def test_colours_are_classified_on_a_grey_background(scorer):
     image = torch.zeros(3, 20, 20, dtype=torch.uint8)
     image[2] = 255  # blue all over but for an L of red
     mask = torch.zeros(20, 20, dtype=torch.bool)
@@ -219,7 +219,7 @@ def test_what_surrounds_an_object_is_grey_where_its_colour_is_judged(scorer):
     assert scorer.crops[0].getpixel((3, 0)) == (0x99, 0x99, 0x99) and scorer.crops[0].getpixel((0, 0)) == (220, 0, 0)
 
 
-def test_a_detector_that_finds_nothing_is_said(scorer, caplog):
+def test_a_detector_that_finds_nothing_is_logged(scorer, caplog):
     prompts = [metadata("single_object", ("cat",))] * 50
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

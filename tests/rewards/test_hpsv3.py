@@ -39,7 +39,7 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def images() -> list[torch.Tensor]:
-    """Noise, which a lossy format would change all over; of three sizes, one of them what HPSv3 resizes to."""
+    """Noise, which any lossy format would change; of three sizes, one of them HPSv3's own."""
     generator = torch.Generator().manual_seed(0)
     sizes = [(48, 64), (130, 71), (448, 448), (48, 64)]
     return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
@@ -67,7 +67,7 @@ def url(files):
 
 @pytest.fixture(scope="module")
 def own_scores(files, images, tmp_path_factory):
-    """The package's own: of each image with its text, then of each image with the next one's text."""
+    """The package's own scores: of each image with its text, then of each image with the next one's text."""
     folder = tmp_path_factory.mktemp("images")
     pairs = []
     for shift in (0, 1):
@@ -84,7 +84,7 @@ def own_scores(files, images, tmp_path_factory):
 
 
 def ask(url: str, *requests: tuple[list[str], list[torch.Tensor]]) -> list[list[float]]:
-    """The replies to requests that are sent at the same time."""
+    """The scores of requests that are sent at the same time."""
 
     async def all_of_them():
         client = RewardClient(RewardTerm(name="hpsv3", weight=1.0, url=url), retries=0)
@@ -97,25 +97,25 @@ def ask(url: str, *requests: tuple[list[str], list[torch.Tensor]]) -> list[list[
 
 
 @needs_package
-def test_an_image_alone_gets_the_packages_own_number(url, images, own_scores):
+def test_a_single_image_gets_the_packages_own_score(url, images, own_scores):
     for i in range(4):
         assert ask(url, ([TEXTS[i]], [images[i]])) == [[own_scores[0][i]]]
 
 
 @needs_package
-def test_a_batch_of_many_sizes_and_lengths_gets_them_too(url, images, own_scores):
-    """To rounding: a batch is padded, and its products are summed in another order."""
+def test_a_mixed_batch_gets_the_packages_own_scores(url, images, own_scores):
+    """Up to rounding: a batch is padded, and its products are summed in another order."""
     shifted = TEXTS[1:] + TEXTS[:1]
     first, second = ask(url, (TEXTS, images), (shifted, images))
     assert first == pytest.approx(own_scores[0], abs=2e-6) and second == pytest.approx(own_scores[1], abs=2e-6)
-    # What that tells: another image or another text makes a difference a hundred times as large.
+    # The tolerance is small: another image or text makes a difference a hundred times as large.
     assert abs(own_scores[0][0] - own_scores[0][3]) > 2e-4
     assert abs(own_scores[0][0] - own_scores[1][0]) > 2e-4
 
 
 @needs_package
-def test_a_level_of_one_pixel_is_seen(url, images):
-    """Nothing between a run and the model rounds pixels. Asked one after the other: a batch rounds by itself."""
+def test_one_level_of_one_pixel_changes_the_score(url, images):
+    """Nothing between a run and the model rounds pixels. One request at a time, because a batch rounds by itself."""
     changed = images[2].clone()
     changed[0, 100, 100] ^= 1
     before, again, after = (ask(url, (TEXTS[:1], [image])) for image in (images[2], images[2], changed))
@@ -131,7 +131,7 @@ def test_a_prompt_with_the_models_own_tokens_is_refused(url, images, token):
 
 @needs_package
 @pytest.mark.parametrize("wrong", ["shape", "short", "base"])
-def test_files_that_do_not_fit_are_one_line(files, tmp_path, wrong):
+def test_unsuitable_files_are_one_line(files, tmp_path, wrong):
     base, checkpoint = files
     if wrong == "shape":
         checkpoint = base / "model.safetensors"  # no head, and rows that HPSv3 has cut off
@@ -155,12 +155,12 @@ def test_files_that_do_not_fit_are_one_line(files, tmp_path, wrong):
         ({"dtype": "float32", "checkpoint": "nowhere"}, "no file nowhere .option `checkpoint`."),
     ],
 )
-def test_an_option_that_cannot_be_is_one_line(options, line):
+def test_an_impossible_option_is_one_line(options, line):
     with pytest.raises(UserError, match=f"^reward hpsv3: .*{line}$"):
         Scorer(CPU, **options)
 
 
-def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
+def test_without_the_package_the_error_names_the_launch_script(monkeypatch):
     monkeypatch.setitem(sys.modules, "hpsv3", None)
     with pytest.raises(UserError, match="launch/rewards/hpsv3.sh makes the environment it needs$"):
         Scorer(CPU, dtype="float32")

@@ -1,4 +1,4 @@
-"""The scorer around ImageReward's package; a stub stands for the package, whose own environment tests do not have."""
+"""The scorer around ImageReward's package. A stub replaces the package, which needs an environment of its own."""
 
 import sys
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Model(torch.nn.Module):
-    """Its score tells which prompt and which picture it was given."""
+    """Its score depends on the prompt and the picture."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class Model(torch.nn.Module):
 
 @pytest.fixture
 def load(monkeypatch):
-    """What the package's `load` was asked for."""
+    """The calls of the package's `load`."""
     asked = []
 
     def load(name, device, med_config):
@@ -37,7 +37,7 @@ def load(monkeypatch):
     return asked
 
 
-def test_each_picture_gets_the_packages_number_with_its_own_prompt(load):
+def test_each_picture_is_scored_with_its_own_prompt(load):
     image = torch.zeros(3, 2, 4, dtype=torch.uint8)
     image[2, 0, 1] = 250
     images = [torch.zeros(3, 5, 3, dtype=torch.uint8), image]
@@ -46,7 +46,7 @@ def test_each_picture_gets_the_packages_number_with_its_own_prompt(load):
     assert load == [("ImageReward-v1.0", CPU, None)]
 
 
-def test_a_local_checkpoint_must_hold_what_is_scored_with(load, tmp_path):
+def test_a_local_checkpoint_must_hold_all_weights(load, tmp_path):
     file, config = tmp_path / "ImageReward.pt", tmp_path / "med_config.json"
     config.write_text("{}")
     state = Model().state_dict()
@@ -63,13 +63,13 @@ def test_a_local_checkpoint_must_hold_what_is_scored_with(load, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["checkpoint", "config"])
-def test_a_file_that_is_not_there_is_one_line(load, option):
+def test_a_missing_file_is_one_line(load, option):
     with pytest.raises(UserError, match=f"no file nowhere .option `{option}`.$"):
         Scorer(CPU, **{option: "nowhere"})
     assert not load
 
 
-def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
+def test_without_the_package_the_error_names_the_launch_script(monkeypatch):
     monkeypatch.setitem(sys.modules, "ImageReward", None)
     with pytest.raises(UserError, match="launch/rewards/imagereward.sh makes the environment it needs$"):
         Scorer(CPU)

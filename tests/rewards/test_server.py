@@ -1,4 +1,4 @@
-"""The reward server as clients meet it: real uvicorn on loopback, asked by the client of this project and by others."""
+"""The reward server in uvicorn on loopback, with this project's client and with others."""
 
 import asyncio
 import base64
@@ -53,7 +53,7 @@ def url():
 
 
 def held_up(pool, url, scorer):
-    """The answer, to come, that the worker is busy with until `scorer.gate` is set: 0."""
+    """A request that keeps the worker busy until `scorer.gate` is set; its score is 0."""
     scorer.gate.clear()
     first = pool.submit(post, url, body(0))
     assert scorer.entered.acquire(timeout=SECONDS)
@@ -104,7 +104,7 @@ def test_many_clients_share_batches_and_each_gets_its_own_scores():
     assert samples["htgrpo_reward_waiting_images"] == 0 and samples["htgrpo_reward_request_seconds_count"] == 13
 
 
-def test_a_poisoned_request_fails_alone_and_is_not_asked_again():
+def test_a_bad_request_does_not_fail_the_others_of_its_batch():
     scorer = Levels()
     with running(scorer, batch_size=8) as (url, batcher), ThreadPoolExecutor(4) as pool:
         first = held_up(pool, url, scorer)
@@ -114,7 +114,7 @@ def test_a_poisoned_request_fails_alone_and_is_not_asked_again():
         assert [a.result(SECONDS) for a in (first, answers[0])] == [(200, {"scores": [0.0]}), (200, {"scores": [5.0]})]
         assert answers[1].result(SECONDS) == (400, {"detail": "refused"})
         assert answers[2].result(SECONDS) == (500, {"detail": "RuntimeError: crashed"})
-        assert metrics_of(url)["htgrpo_reward_failed_batches_total"] == 3  # the three together, and two alone
+        assert metrics_of(url)["htgrpo_reward_failed_batches_total"] == 3  # the three together, then two alone
 
 
 PNG = base64.b64encode(encode_png(image(7))).decode()
@@ -127,7 +127,7 @@ def drawn(mode: str, size=(4, 4), **options) -> str:
 
 
 def header_only(width: int, height: int, depth: int = 8) -> str:
-    """A PNG that says it is so large; what follows is a few bytes."""
+    """A PNG with this size in its header and few bytes of pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -171,7 +171,7 @@ def header_only(width: int, height: int, depth: int = 8) -> str:
     ],
     ids=lambda value: str(value)[:24],
 )
-def test_what_is_wrong_is_said_in_one_line(url, content, status, says):
+def test_a_bad_request_gets_its_status_and_one_line(url, content, status, says):
     got, reply = post(url, content)
     assert got == status and list(reply) == ["detail"], reply
     assert reply["detail"].startswith(says) or says in reply["detail"] and status == 413
@@ -179,12 +179,12 @@ def test_what_is_wrong_is_said_in_one_line(url, content, status, says):
     assert post(url, body(9)) == (200, {"scores": [9.0]})
 
 
-def test_a_picture_of_one_channel_or_a_palette_is_as_good_as_three(url):
+def test_grey_and_palette_pictures_are_scored(url):
     assert post(url, body(1, images=[drawn("L")])) == post(url, body(1, images=[drawn("P")])) == (200, {"scores": [0]})
 
 
 @given(st.data())
-def test_a_spoiled_png_is_an_error_of_the_sender_and_no_other(data):
+def test_a_damaged_png_raises_value_error_only(data):
     png = bytearray(encode_png(torch.arange(192, dtype=torch.uint8).view(3, 8, 8)))
     for _ in range(data.draw(st.integers(1, 4))):
         png[data.draw(st.integers(0, len(png) - 1))] = data.draw(st.integers(0, 255))
@@ -192,12 +192,12 @@ def test_a_spoiled_png_is_an_error_of_the_sender_and_no_other(data):
         decode_png(bytes(png[: data.draw(st.integers(0, len(png)))]))
 
 
-def test_too_much_is_noticed_while_it_comes_and_the_client_does_not_ask_again(url):
+def test_a_body_that_is_too_large_is_refused_while_it_arrives(url):
     def endless():
         while True:
             yield b" " * 65536
 
-    with suppress(httpx.TransportError):  # the answer comes before the end of the request, if it can be read at all
+    with suppress(httpx.TransportError):  # the reply comes before the request ends, so it cannot always be read
         assert post(url, endless())[0] == 413
     levels = torch.randint(0, 256, (3, 1000, 1000), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -208,7 +208,7 @@ def test_too_much_is_noticed_while_it_comes_and_the_client_does_not_ask_again(ur
         asyncio.run(ask())
 
 
-def test_a_full_queue_says_come_again():
+def test_a_full_queue_gives_status_503():
     scorer = Levels()
     with running(scorer, batch_size=1, queue=2) as (url, batcher), ThreadPoolExecutor(2) as pool:
         first = held_up(pool, url, scorer)
@@ -220,7 +220,7 @@ def test_a_full_queue_says_come_again():
         assert post(url, body(4)) == (200, {"scores": [4.0]})
 
 
-def test_who_hangs_up_is_not_scored():
+def test_a_client_that_hangs_up_is_not_scored():
     scorer = Levels()
     with running(scorer, batch_size=1) as (url, batcher), ThreadPoolExecutor(1) as pool:
         first = held_up(pool, url, scorer)
@@ -236,7 +236,7 @@ def test_who_hangs_up_is_not_scored():
     assert scorer.batches == [[0], [3]]
 
 
-def test_the_token_is_asked_for(monkeypatch):
+def test_requests_without_the_token_are_refused(monkeypatch):
     with running(Levels(), token="sesame") as (url, _):
         for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "sesame"}, {"Authorization": "ä"}):
             headers = {key: value.encode("latin-1") for key, value in headers.items()}
@@ -260,6 +260,6 @@ def test_the_token_is_asked_for(monkeypatch):
         assert said == f"reward level: the server at {url} wants another token (HTGRPO_REWARD_TOKEN)"
 
 
-def test_health_tells_what_is_served(url):
+def test_health_lists_the_rewards(url):
     assert httpx.get(f"{url}/health").json() == {"name": "levels", "rewards": ["level", "double"]}
     assert httpx.get(f"{url}/nothing").json() == {"detail": "Not Found"}

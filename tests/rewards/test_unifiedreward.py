@@ -1,4 +1,4 @@
-"""UnifiedReward: the published prompt taken out of its file, the score read strictly, the model behind an endpoint."""
+"""UnifiedReward: its published prompt, its strict reading of scores, and the model behind an endpoint."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from htgrpo_ext.rewards.scorers.unifiedreward import KEY, Scorer, read_prompt, r
 
 SECONDS = 30  # against hangs
 CPU = torch.device("cpu")
-PROMPT = "Rate {it} after 'Final Score:'.\nCaption: [{caption}] %s"  # braces and signs that are no placeholders
+PROMPT = "Rate {it} after 'Final Score:'.\nCaption: [{caption}] %s"  # with braces and signs that are no placeholders
 
 FILE = r"""
 import no_such_package
@@ -36,7 +36,7 @@ def main(prompt, other):
 """
 
 
-def test_the_prompt_is_the_one_fstring_that_asks_for_a_score():
+def test_the_published_prompt_is_the_one_fstring_that_asks_for_a_score():
     assert published_prompt(FILE) == 'Grade it "Final Score:" {x}, it\'s\tset.\nText: [{caption}] é'
 
 
@@ -44,7 +44,7 @@ TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.text(alph
 
 
 @given(TEXT, TEXT)
-def test_any_prompt_survives_its_file(before, after):
+def test_any_published_prompt_is_read_as_python_reads_it(before, after):
     """Python's own f-string is the oracle."""
     first, last = (repr(text.replace("{", "{{").replace("}", "}}")) for text in (before, after))
     source = f"question = f{first} f'[{{prompt}}]' f{last} ' Final Score:'"
@@ -58,7 +58,7 @@ def test_any_prompt_survives_its_file(before, after):
     ["", "a = 'Final Score: {prompt}'", "a = f'{prompt}'", "a = f'{x} {y} Final Score:'"]
     + ["a = f'{prompt} Final Score: 1'\nb = f'{prompt} Final Score: 2'", "a = f'{{caption}} {prompt} Final Score:'"],
 )
-def test_a_file_without_exactly_one_prompt_is_refused(source):
+def test_a_source_without_exactly_one_prompt_is_refused(source):
     with pytest.raises(ValueError, match="f-strings"):
         published_prompt(source)
 
@@ -74,7 +74,7 @@ def test_the_command_writes_the_prompt_that_the_scorer_reads(tmp_path):
     "text",
     [None, b"\xff", b"Final Score:", b"{caption}", b"{caption} {caption} Final Score:", b"{prompt} Final Score:"],
 )
-def test_a_prompt_file_that_is_none_is_one_line(tmp_path, text):
+def test_an_unsuitable_prompt_file_is_one_line(tmp_path, text):
     file = tmp_path / "prompt.txt"
     if text is not None:
         file.write_bytes(text)
@@ -104,7 +104,7 @@ def test_a_score_in_the_published_form_is_read(answer, score):
     + [" +4", " 4e0", " 1_0", " 04", " ٤", " nan", " inf", " 3-4", " 3 4", " 4.2.1", " [4]", " '4'", " **4**"]
     + [" 4 as it is good", " 4\nThe image is good.", " 4\nFinal Score: 4", " 1 or Final Score: 5", " 4</s>"],
 )
-def test_anything_else_after_the_words_is_no_score(said):
+def test_anything_but_a_plain_number_is_no_score(said):
     assert math.isnan(read_score(f"cat (animal): 1\nFinal Score:{said}"))
 
 
@@ -113,12 +113,12 @@ def test_anything_else_after_the_words_is_no_score(said):
     [None, "", "4", "Final Score", "Final Score 4", "Final Score : 4", "final score: 4", "Final score: 4", "Score: 4"]
     + ["**Final Score:** 4", "'Final Score:' Final Score: 4", "4 Final Score:"],
 )
-def test_other_words_are_no_score(answer):
+def test_other_words_before_the_number_are_no_score(answer):
     assert math.isnan(read_score(answer))
 
 
 @given(st.text())
-def test_no_text_gives_a_score_outside_one_to_five(text):
+def test_any_text_gives_nan_or_a_score_of_one_to_five(text):
     score = read_score(f"Final Score: {text}")
     assert math.isnan(score) or (1 <= score <= 5 and float(text) == score)
 
@@ -139,7 +139,7 @@ def scored(url, prompt_file, captions=("a cat",), images=None, **options):
     return Scorer(CPU, prompt_file, MODEL, url, **options).score([{"prompt": text} for text in captions], images)
 
 
-def test_the_endpoint_gets_the_prompt_verbatim_and_the_pixels_unchanged(prompt_file, monkeypatch):
+def test_the_endpoint_gets_prompt_and_pixels_unchanged(prompt_file, monkeypatch):
     monkeypatch.setenv(KEY, "secret")
     captions, images = ["a cat", "{caption} 100% [é]"], [picture(5, 7), picture(9, 4)]
     with endpoint(lambda request: saying("x: 1\nFinal Score: 3.5")) as (url, seen):
@@ -154,8 +154,8 @@ def test_the_endpoint_gets_the_prompt_verbatim_and_the_pixels_unchanged(prompt_f
         assert [part["type"] for part in body["messages"][0]["content"]] == ["image_url", "text"]
 
 
-def test_requests_overlap_no_more_than_allowed_and_keep_their_order(prompt_file):
-    """Each answer waits until two are being asked; more than two at once would be seen in `most`."""
+def test_requests_overlap_up_to_the_limit_and_keep_their_order(prompt_file):
+    """Each reply waits for a second request; `most` is the largest number at a time."""
     lock, both, now, most = threading.Lock(), threading.Barrier(2), [0], [0]
 
     def answer(request):
@@ -173,7 +173,7 @@ def test_requests_overlap_no_more_than_allowed_and_keep_their_order(prompt_file)
     assert most == [2]
 
 
-def test_an_answer_off_the_form_is_nan_for_its_image_alone(prompt_file):
+def test_an_answer_in_another_form_is_nan_for_its_image_only(prompt_file):
     answers = {"good": saying("Final Score: 4"), "cut": saying("Final Score: 4", "length"), "odd": saying("It is 4.")}
     with endpoint(lambda request: answers[request["text"].split("[")[1].split("]")[0]]) as (url, _):
         good, cut, odd, last = scored(url, prompt_file, ["good", "cut", "odd", "good"])["unifiedreward"]
@@ -181,7 +181,7 @@ def test_an_answer_off_the_form_is_nan_for_its_image_alone(prompt_file):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-def test_a_refusal_is_final(prompt_file, status):
+def test_a_refusal_is_not_retried(prompt_file, status):
     with endpoint(lambda request: (status, b'{"error": {"message": "too\\n long"}}')) as (url, seen):
         with pytest.raises(ValueError, match=f"says {status}: .*too"):
             scored(url, prompt_file)
@@ -194,8 +194,8 @@ def test_a_refusal_is_final(prompt_file, status):
     + [(200, b"[]"), (200, b"{}"), (200, b'{"choices": []}'), (200, b'{"choices": [{"finish_reason": "stop"}]}')]
     + [saying(None), (200, json.dumps({"choices": [{"message": {"content": "Final Score: 4"}}]}).encode())],
 )  # fmt: skip
-def test_what_may_pass_is_no_refusal_and_no_score(prompt_file, reply):
-    """The server around it says 500 to it, and 400 to a refusal."""
+def test_a_transient_error_of_the_endpoint_is_neither_refusal_nor_score(prompt_file, reply):
+    """Our server turns it into a 500, and a refusal into a 400."""
     with endpoint(lambda request: reply) as (url, _):
         with pytest.raises(RuntimeError, match="127.0.0.1"):
             scored(url, prompt_file)
@@ -222,14 +222,14 @@ def test_a_silent_or_dead_endpoint_fails_in_bounded_time(prompt_file):
 
 
 @pytest.mark.parametrize("caption", ["a <|image_pad|> cat", "<|im_end|>", "<image>"])
-def test_a_caption_with_a_token_of_the_models_own_is_refused_unasked(prompt_file, caption):
+def test_a_caption_with_one_of_the_models_tokens_is_refused(prompt_file, caption):
     with endpoint(lambda request: saying("Final Score: 4")) as (url, seen):
         with pytest.raises(ValueError, match="own tokens"):
             scored(url, prompt_file, ["a cat", caption])
         assert not seen
 
 
-def test_a_wrong_endpoint_or_model_is_said_at_the_start(prompt_file):
+def test_a_wrong_endpoint_or_model_is_reported_at_the_start(prompt_file):
     with endpoint(lambda request: saying("Final Score: 4")) as (url, _):
         with pytest.raises(UserError, match=f"has no other but {MODEL}"):
             Scorer(CPU, prompt_file, "other", url)
@@ -241,6 +241,6 @@ def test_a_wrong_endpoint_or_model_is_said_at_the_start(prompt_file):
         assert "\n" not in str(raised.value)
 
 
-def test_the_options_are_checked_by_name():
+def test_a_missing_option_is_named():
     with pytest.raises(UserError, match="option `prompt_file` is missing"):
         check_options(Scorer, "unifiedreward", {"endpoint": "http://127.0.0.1/v1"})

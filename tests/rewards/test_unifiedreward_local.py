@@ -55,9 +55,9 @@ def serving(checkpoint, prompt_file) -> list[str]:
 
 
 def teach(checkpoint: Path, answer: str) -> None:
-    """Make the model say this, whatever it sees: each token leads to the next, so none may occur twice.
+    """Make the model give this answer to every input: each token leads to the next, so none may occur twice.
 
-    Blocks add nothing, and the head's row of a token is the embedding of the token before; the others are zero.
+    The blocks add nothing. The head's row of a token is the embedding of the token before; other rows are zero.
     """
     file = checkpoint / "model.safetensors"
     weights = load_file(file)
@@ -76,7 +76,7 @@ def teach(checkpoint: Path, answer: str) -> None:
 
 
 @needs_environment
-def test_a_padded_batch_answers_as_each_picture_alone(checkpoint):
+def test_a_padded_batch_gives_the_answers_of_single_pictures(checkpoint):
     done = run(HELPERS / "run_unifiedreward.py", checkpoint)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.splitlines()[-1])
@@ -85,7 +85,7 @@ def test_a_padded_batch_answers_as_each_picture_alone(checkpoint):
 
 
 @needs_environment
-def test_a_run_gets_the_score_that_the_model_says(checkpoint, prompt_file):
+def test_a_client_gets_the_score_that_the_model_states(checkpoint, prompt_file):
     teach(checkpoint, "Final Score:4")
     images = [torch.full((3, height, 60), 9 * height % 256, dtype=torch.uint8) for height in (40, 60, 100)]
 
@@ -105,7 +105,7 @@ def test_a_run_gets_the_score_that_the_model_says(checkpoint, prompt_file):
 
 @needs_environment
 @pytest.mark.parametrize("wrong", ["absent", "weights", "rows"])
-def test_a_checkpoint_that_does_not_fit_is_one_line(checkpoint, prompt_file, wrong):
+def test_an_unsuitable_checkpoint_is_one_line(checkpoint, prompt_file, wrong):
     file = checkpoint / "model.safetensors"
     if wrong == "absent":
         checkpoint = checkpoint / "nowhere"
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(checkpoint, prompt_file, wro
     assert f"{checkpoint}" in errors[0]
 
 
-def test_without_the_package_one_line_says_how_to_get_it(monkeypatch, prompt_file):
+def test_without_the_package_the_error_names_the_launch_script(monkeypatch, prompt_file):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="launch/rewards/unifiedreward.sh makes the environment it needs$"):
         Scorer(torch.device("cpu"), str(prompt_file))

@@ -1,4 +1,4 @@
-"""The reference loop: every method, first ratios, accumulation, resume after a kill, one process against two."""
+"""The native loop: every method, first ratios, accumulation, resume after a kill, one process against two."""
 
 import io
 import json

@@ -1,21 +1,22 @@
-"""Where the N canonical image tokens stand in a model's sequence, and a backbone that needs to know nothing else.
+"""What MMaDA's and Lumina-DiMOO's backbones share: the place of image codes in the sequence, loading, forwards.
 
-A sequence is prompt | image block. The block is the same ids for every image but for the N slots of the codes.
+A sequence is prompt | image block. The block's ids are the same for every image except at the N slots of the codes.
 
 U rows, L prompt tokens, I block tokens, S = L + I, N image tokens, V codebook, M wanted positions.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
-from htgrpo_ext.backbones.llada.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.backbones.llada.transformer import LladaConfig, load_llada, read_config
-from htgrpo_ext.backbones.policy import Policy, frozen_copy, with_adapters
+from htgrpo_ext.backbones.policy import Policy, prepare_policy
+from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
@@ -24,35 +25,35 @@ DECODED_AT_ONCE = 4  # images; a decoder's activations at full size are large
 
 
 class ImageBlock:
-    """The map between canonical codes, MASK where masked, and the block's ids; both ways.
+    """The map between canonical codes, MASK where masked, and the block's ids, in both directions.
 
-    frame_I  int64, the ids around the codes; what it holds in the slots is never read
-    slot_N   int64, the place in the block of each code, raster order
+    frame_I  int64, the ids around the codes; its ids in the slots are never read
+    slot_N   int64, the place in the block of each code, in raster order
     """
 
     def __init__(self, frame_I: Tensor, slot_N: Tensor, mask_id: int, offset: int):
         self.frame_I, self.slot_N, self.mask_id, self.offset = frame_I, slot_N, mask_id, offset
 
     def ids(self, codes_UN: Tensor) -> Tensor:
-        """int64 [U, I]"""
+        """Block ids int64 [U, I] of codes int64 [U, N]."""
         ids_UI = self.frame_I.to(codes_UN.device).repeat(len(codes_UN), 1)
         ids_UI[:, self.slot_N.to(codes_UN.device)] = torch.where(codes_UN == MASK, self.mask_id, codes_UN + self.offset)
         return ids_UI
 
     def codes(self, ids_UI: Tensor) -> Tensor:
-        """int64 [U, N]"""
+        """Codes int64 [U, N] of block ids int64 [U, I]."""
         ids_UN = ids_UI[:, self.slot_N.to(ids_UI.device)]
         return torch.where(ids_UN == self.mask_id, MASK, ids_UN - self.offset)
 
     def at_slots(self, flags_UN: Tensor) -> Tensor:
-        """bool [U, I], the flags of the N codes at their places, False between them."""
+        """Flags bool [U, I]: those of the N codes at their slots, False elsewhere."""
         flags_UI = flags_UN.new_zeros(len(flags_UN), len(self.frame_I))
         flags_UI[:, self.slot_N.to(flags_UN.device)] = flags_UN
         return flags_UI
 
 
 def left_padded(rows: Sequence[Sequence[int]], words: Sequence[range], length: int, pad_id: int) -> Prompts:
-    """Rows of ids padded in front to `length`; `words` are the places in each row that the user wrote."""
+    """Rows of ids, padded in front to `length`; `words` are the places of the user's text in each row."""
     ids_BL = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     attention_BL, words_BL = torch.zeros_like(ids_BL, dtype=torch.bool), torch.zeros_like(ids_BL, dtype=torch.bool)
     for b, (row, own) in enumerate(zip(rows, words, strict=True)):
@@ -70,7 +71,7 @@ class LladaBackbone(Policy):
     reserved       see `check_tokenizer`
     image_offset   id of code 0
     lengths        how many tokens the tokenizer may have
-    codes_are_last whether the codebook's rows are the last of the vocabulary, with none to spare
+    codes_are_last whether the rows of the codebook are the last of the vocabulary
     """
 
     codebook_size = 8192
@@ -80,31 +81,39 @@ class LladaBackbone(Policy):
     image_offset: int
     lengths: Collection[int]
     codes_are_last = False
-    decoder: nn.Module  # of codes to pixels, loaded when it is first asked for
 
-    def __init__(self, model: nn.Module, block: ImageBlock, reference: nn.Module | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerFast,
+        reference: nn.Module | None,
+        *,
+        block: ImageBlock,
+        prompt_length: int,
+        vq_checkpoint: Path | None,
+    ):
+        """`prompt_length` ids are in a row of prompts; `vq_checkpoint` is the folder that `decoder` is loaded from."""
         super().__init__(model, reference)
-        self.block = block
-        self.num_image_tokens = len(block.slot_N)
+        self.tokenizer, self.block, self.prompt_length = tokenizer, block, prompt_length
+        self.vq_checkpoint, self.num_image_tokens = vq_checkpoint, len(block.slot_N)
 
     @classmethod
     def load(
         cls,
         checkpoint: Path,
-        lora: dict | None = None,
+        lora: dict[str, Any] | None = None,
         device: str | torch.device = "cpu",
         seed: int = 0,
         *,
         dtype: torch.dtype = torch.float32,
         activation_checkpointing: bool = False,
         frozen: bool = False,
-        **layout,
+        **layout: Any,
     ) -> Self:
-        """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
+        """Load a checkpoint folder.
 
-        seed    of the adapters' first weights
-        frozen  for sampling: without adapters, no copy is kept for the reference either
-        layout  what the subclass takes besides the model, the tokenizer and the reference
+        lora, seed, frozen  see `prepare_policy`
+        layout              what the subclass takes besides the model, the tokenizer and the reference
 
         Raises UserError for a folder that is no such checkpoint, or whose tokenizer has other ids.
         """
@@ -112,24 +121,26 @@ class LladaBackbone(Policy):
         check_tokenizer(tokenizer, checkpoint, cls.named_tokens(tokenizer), cls.reserved, cls.lengths)
         rows = cls.image_offset + cls.codebook_size
         check_config(read_config(checkpoint), checkpoint, cls.mask_id, rows, cls.codes_are_last)
-        model, reference = load_llada(checkpoint, dtype).to(device), None
+        model = load_llada(checkpoint, dtype)
         model.activation_checkpointing = activation_checkpointing
-        if lora is not None:
-            model = with_adapters(model, lora, seed)
-        elif not frozen:
-            reference = frozen_copy(model)
-        return cls(model, tokenizer, reference, **layout)
+        policy, reference = prepare_policy(nn.Module.to(model, device), lora, seed, frozen)
+        return cls(policy, tokenizer, reference, **layout)
 
     @classmethod
-    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        """Tokens that the tokenizer must have, and where; see `check_tokenizer`."""
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+        """Tokens that the tokenizer must have, with their ids; see `check_tokenizer`."""
+        raise NotImplementedError
+
+    @cached_property
+    def decoder(self) -> Any:
+        """The model that turns codes into pixels, loaded at first use. Raises UserError if it is missing."""
         raise NotImplementedError
 
     def prepare_decoder(self) -> None:
         _ = self.decoder
 
     def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
-        """Places for the rotary embedding, of sequences whose first `cut` pads were left away."""
+        """Places for the rotary embedding, int64 [S] or [U, S], of sequences without their first `cut` pads."""
         raise NotImplementedError
 
     def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
@@ -138,7 +149,7 @@ class LladaBackbone(Policy):
         seen_US = torch.cat([prompts.attention_BL, torch.ones_like(block_UI, dtype=torch.bool)], dim=1)
         positions_US = torch.cat([torch.zeros_like(prompts.attention_BL), self.block.at_slots(wanted_UN)], dim=1)
         cut = 0
-        if self.masks_padding:  # pads in front of every row of this call are seen by none: they need not be there
+        if self.masks_padding:  # pads in front of every row of this call are hidden, so they are left out
             cut = int(prompts.attention_BL.any(0).long().argmax())
         seen_US = seen_US[:, cut:]
         return self._policy(
@@ -151,7 +162,7 @@ class LladaBackbone(Policy):
 
 
 def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary_rows: int, exactly: bool) -> None:
-    """Refuse a config.json with another mask id, or with other vocabulary rows than the image codes need."""
+    """Refuse a config.json with another mask id, or whose vocabulary does not fit the image codes."""
     wrong = []
     if (mask := getattr(config, "mask_token_id", None)) not in (None, mask_id):
         wrong.append(f"mask_token_id is {mask}, the layout has {mask_id}")
@@ -162,5 +173,5 @@ def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary
 
 
 def chunks(codes_BN: Tensor) -> Iterator[Tensor]:
-    """The images a decoder takes at once."""
+    """Codes of the images that the decoder takes at once."""
     yield from codes_BN.split(DECODED_AT_ONCE)

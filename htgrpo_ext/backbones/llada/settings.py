@@ -13,23 +13,12 @@ if TYPE_CHECKING:
     from htgrpo_ext.backbones.sizes import Sizes
     from htgrpo_ext.core.views import Prompts
 
-# A block's linear maps. Here, and not beside the transformer, because settings load no torch.
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
-
 
 class LladaModelSection(ModelSection):
     dtype: Literal["bfloat16", "float32"]
     activation_checkpointing: bool
     prompt_length: Annotated[int, Field(ge=4)]
     vq_checkpoint: Path | None
-
-    def problems(self) -> list[str]:
-        targets = self.lora.targets if self.lora else []
-        return super().problems() + [
-            f"no projection is called `{name}` (model.lora.targets; there are {', '.join(PROJECTIONS)})"
-            for name in targets
-            if name not in PROJECTIONS
-        ]
 
     def lora_targets(self, lora: Lora) -> list[str] | str:
         # By name alone `ff_out` would be the output head as well.
@@ -41,7 +30,7 @@ class LladaModelSection(ModelSection):
 
         return dict(
             checkpoint=self.checkpoint,
-            lora=None if frozen else self.lora_keywords(),
+            lora=self.lora_keywords(),
             dtype=getattr(torch, self.dtype),
             activation_checkpointing=self.activation_checkpointing,
             prompt_length=self.prompt_length,

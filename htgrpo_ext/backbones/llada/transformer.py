@@ -1,15 +1,16 @@
 """The transformer of LLaDA, which MMaDA and Lumina-DiMOO share: it loads their published checkpoints.
 
-RMSNorm, rotary positions, SwiGLU, no causal mask. Written anew with the published parameter names, so that
-adapters and merged weights fit the authors' classes. Two things are ours: padding can be hidden from every
-position, and the output head is evaluated only where, and only for the vocabulary rows, that are asked for.
-Dropout is left out: log-probabilities are compared, and the published models have none.
+RMSNorm, rotary positions, SwiGLU, no causal mask. The code is new; the parameter names are the published ones, so
+that adapters and merged weights fit the authors' classes. Two things are ours: padding can be hidden from every
+position, and the output head is evaluated only at the positions, and for the vocabulary rows, that are asked for.
+There is no dropout: log-probabilities are compared, and the published models have none.
 
 U rows, S sequence positions, D width, V' head rows, M positions.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ NEEDED = ("d_model", "n_heads", "n_layers", "vocab_size", *list(ONLY)[:4])  # th
 
 
 # LLaDA-8B's published sizes, for a plan before anything is downloaded; MMaDA and Lumina-DiMOO are made from it.
-LLADA_8B = dict(
+LLADA_8B: dict[str, Any] = dict(
     d_model=4096,
     n_heads=32,
     n_kv_heads=32,
@@ -121,13 +122,12 @@ def read_config(folder: Path) -> LladaConfig:
         if keys.get(key, value) != value
     ]
     keys.pop("model_type", None)  # "mmada" or "llada", for the same network
-    if not wrong:
-        config = LladaConfig(**keys)
-        if config.d_model % config.n_heads or config.n_heads % config.kv_heads:
-            sizes = f"d_model {config.d_model}, n_heads {config.n_heads}, key and value heads {config.kv_heads}"
-            wrong.append(f"{file}: heads do not divide evenly ({sizes})")
     if wrong:
         raise UserError("\n".join(wrong))
+    config = LladaConfig(**keys)
+    if config.d_model % config.n_heads or config.n_heads % config.kv_heads:
+        sizes = f"d_model {config.d_model}, n_heads {config.n_heads}, key and value heads {config.kv_heads}"
+        raise UserError(f"{file}: heads do not divide evenly ({sizes})")
     return config
 
 
@@ -166,8 +166,8 @@ class LladaNorm(nn.Module):
 class LladaHead(nn.Linear):
     """The output head, for some rows of the vocabulary; a module's own forward, so that ZeRO gathers its weight."""
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        return F.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
+    def forward(self, input: Tensor, rows: slice = slice(None)) -> Tensor:
+        return F.linear(input, self.weight[rows], None if self.bias is None else self.bias[rows])
 
 
 class LladaBlock(nn.Module):
@@ -203,7 +203,10 @@ class LladaBlock(nn.Module):
 
 
 class LladaModel(PreTrainedModel):
-    """See the module. `activation_checkpointing` recomputes each block in the backward instead of keeping it."""
+    """The transformer and its head. `activation_checkpointing` recomputes each block in the backward pass."""
+
+    config: LladaConfig
+    model: nn.ModuleDict
 
     config_class = LladaConfig
     base_model_prefix = "model"
@@ -250,13 +253,14 @@ class LladaModel(PreTrainedModel):
         position_ids    int64 [S] or [U, S], places for the rotary embedding; None: 0, 1, 2, ..
         Returns         logits [M, V'], row-major over `positions`; [U, S, V'] when it is None
         """
-        transformer = self.model["transformer"]
+        transformer: Any = self.model["transformer"]
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
         cos, sin = rotary_tables(self.config, position_ids)
         # Without a pad there is nothing to hide, and attention kernels are faster without a mask.
-        hides = attention_mask is not None and not bool(attention_mask.all())
-        key_mask = attention_mask[:, None, None, :] if hides else None
+        key_mask = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            key_mask = attention_mask[:, None, None, :]
         x = transformer["wte"](input_ids)
         for block in transformer["blocks"]:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -265,8 +269,10 @@ class LladaModel(PreTrainedModel):
                 x = block(x, key_mask, cos, sin)
         x = transformer["ln_f"](x if positions is None else x[positions])
         if self.config.weight_tying:
-            return CausalLMOutput(logits=F.linear(x, transformer["wte"].weight[head_rows]))
-        return CausalLMOutput(logits=transformer["ff_out"](x, head_rows))
+            logits: Any = F.linear(x, transformer["wte"].weight[head_rows])
+        else:
+            logits = transformer["ff_out"](x, head_rows)
+        return CausalLMOutput(logits=logits)
 
 
 def load_llada(folder: Path, dtype: torch.dtype) -> LladaModel:
@@ -275,10 +281,10 @@ def load_llada(folder: Path, dtype: torch.dtype) -> LladaModel:
     Raises UserError if the weights are missing, do not fit config.json, or are not all there.
     """
     config = read_config(folder)
+    options: Any = dict(config=config, torch_dtype=dtype, low_cpu_mem_usage=True, output_loading_info=True)
     try:
-        model, found = LladaModel.from_pretrained(
-            folder, config=config, torch_dtype=dtype, low_cpu_mem_usage=True, output_loading_info=True
-        )
+        loaded: Any = LladaModel.from_pretrained(folder, **options)
+        model, found = loaded
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{folder}: the weights cannot be loaded ({str(error).splitlines()[0]})") from None
     # Weights that no file holds are left without storage, and are not always reported.

@@ -3,10 +3,10 @@
     [pad].. <system>instruction</system><user>text</user> | <answer><image>row newline row newline ..</image></answer>
 
 Layout and ids: github.com/Alpha-VLLM/Lumina-DiMOO, config.py and inference/inference_t2i.py. Its code runs prompts one
-at a time. Here prompts of different length share a batch, padded in front; pads are hidden, and positions count from
-each prompt's own first token, so that a row's logits are those of the prompt alone.
+at a time. Here prompts of different length share a batch, padded in front. Pads are hidden, and positions count from
+each prompt's first token, so that a row's logits are those of the prompt alone.
 
-The classifier-free row is the template around <uncondition>, of its own length, with the same canvas.
+The unconditional row is the template around <uncondition>, with its own length and the same canvas.
 
 L prompt tokens, N = H*W image tokens, H rows of W.
 """
@@ -14,20 +14,21 @@ L prompt tokens, N = H*W image tokens, H rows of W.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
 from htgrpo_ext.backbones.lumina import PIXELS
+from htgrpo_ext.backbones.tokens import token_ids
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 
 NEWLINE = 126084  # in MMaDA the same id begins an image
 MASK_ID = 126336
-PAD = 126339  # hidden, so that any id would do; the one that Lumina-DiMOO's training pads with
+PAD = 126339  # of Lumina-DiMOO's training; here pads are hidden, so any id would do
 IMAGE_START, IMAGE_END = 126349, 126350
 UNCONDITION = 126351
 ANSWER_START, ANSWER_END = 126354, 126355
@@ -39,7 +40,7 @@ NOBODY = "<uncondition>"
 
 
 def image_block(height: int, width: int) -> ImageBlock:
-    """The answer that holds one image of `height` x `width` pixels, multiples of 16: H*(W+1) + 4 ids."""
+    """The answer with one image of `height` x `width` pixels, multiples of 16: H*(W+1) + 4 ids."""
     H, W = height // PIXELS, width // PIXELS
     rows = [*[MASK_ID] * W, NEWLINE] * H
     frame_I = torch.tensor([ANSWER_START, IMAGE_START, *rows, IMAGE_END, ANSWER_END])
@@ -60,43 +61,42 @@ class LuminaBackbone(LladaBackbone):
     }
     image_offset = IMAGE_OFFSET
     # Lumina-DiMOO's training makes as many vocabulary rows as there are tokens, and its sampler takes the last 8,192
-    # for the codes: the published tokenizer may hold them as well.
+    # for the codes: the published tokenizer may contain them too.
     lengths = (IMAGE_OFFSET, IMAGE_OFFSET + LladaBackbone.codebook_size)
     codes_are_last = True
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         reference: nn.Module | None = None,
         height: int = 512,
         width: int = 512,
         prompt_length: int = 192,
         vq_checkpoint: Path | None = None,
     ):
-        """`vq_checkpoint` is the folder that `vqvae/` lies in."""
-        super().__init__(model, image_block(height, width), reference)
-        self.tokenizer, self.prompt_length, self.vq_checkpoint = tokenizer, prompt_length, vq_checkpoint
+        """`vq_checkpoint` is the folder that contains `vqvae/`."""
+        layout: dict[str, Any] = dict(prompt_length=prompt_length, vq_checkpoint=vq_checkpoint)
+        super().__init__(model, tokenizer, reference, block=image_block(height, width), **layout)
         self.grid = (height // PIXELS, width // PIXELS)
-        self._before = tokenizer(BEFORE)["input_ids"]
-        self._after = tokenizer(AFTER)["input_ids"]
+        self._before, self._after = token_ids(tokenizer, (BEFORE, AFTER))
 
     @classmethod
-    def load(cls, checkpoint: Path, *args, vq_checkpoint: Path | None = None, **options) -> Self:
-        """See `LladaBackbone.load`. The VQ model lies in the checkpoint's own folder unless told otherwise."""
+    def load(cls, checkpoint: Path, *args: Any, vq_checkpoint: Path | None = None, **options: Any) -> Self:
+        """See `LladaBackbone.load`. By default the VQ model is in the checkpoint's own folder."""
         return super().load(checkpoint, *args, vq_checkpoint=vq_checkpoint or checkpoint, **options)
 
     @classmethod
-    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
         return {"<|mdm_mask|>": MASK_ID, NOBODY: UNCONDITION}
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
-        """Rows of `prompt_length` ids, of which `image_logits` drops the pads that a batch has in common.
+        """Rows of `prompt_length` ids; `image_logits` leaves out the pads that all rows have in common.
 
         Raises UserError for a prompt that is too long: Lumina-DiMOO has no rule for cutting one.
         """
         rows, words = [], []
-        for text, ids in zip(texts, self.tokenizer([BEFORE + t + AFTER for t in texts])["input_ids"], strict=True):
+        for text, ids in zip(texts, token_ids(self.tokenizer, [BEFORE + t + AFTER for t in texts]), strict=True):
             if len(ids) > self.prompt_length:
                 raise UserError(
                     f"prompt {text[:40]!r}..: {len(ids)} ids with the template, "
@@ -112,20 +112,21 @@ class LuminaBackbone(LladaBackbone):
         return self.encode_prompts([NOBODY])
 
     def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
-        """A position counts from its own prompt's first token."""
+        """int64 [U, S]: a position counts from its own prompt's first token."""
         return (attention_US.cumsum(-1) - 1).clamp(min=0)
 
     @cached_property
-    def decoder(self) -> nn.Module:
-        """The VQ model, loaded when it is first asked for. Raises UserError when it, or diffusers, is missing."""
+    def decoder(self) -> Any:
+        """The VQ model, loaded at first use. Raises UserError if it, or diffusers, is missing."""
         try:
-            from diffusers import VQModel
+            from diffusers.models.autoencoders.vq_model import VQModel
         except ImportError:
             raise UserError("pixels are decoded by diffusers: pip install -c constraints.txt -e '.[lumina]'") from None
         folder = self.vq_checkpoint
         if folder is None or not (folder / "vqvae" / "config.json").is_file():
             raise UserError(f"{folder}: no vqvae/ there, which decodes pixels (model.vq_checkpoint)")
-        model = VQModel.from_pretrained(folder, subfolder="vqvae").to(self.device).eval().requires_grad_(False)
+        model: Any = VQModel.from_pretrained(folder, subfolder="vqvae")
+        model = model.to(self.device).eval().requires_grad_(False)
         if not model.config.lookup_from_codebook:
             raise UserError(f"{folder}/vqvae/config.json: lookup_from_codebook is off, so codes cannot be decoded")
         if (scale := 2 ** (len(model.config.block_out_channels) - 1)) != PIXELS:
@@ -134,7 +135,7 @@ class LuminaBackbone(LladaBackbone):
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:
-        """The VQ model answers in [0, 1], beyond it at times: clamped, then spread to [-1, 1]."""
+        """Pixels of codes int64 [B, N]; the VQ model's output is clamped to [0, 1] and scaled to [-1, 1]."""
         pixels = []
         for codes_bN in chunks(codes_BN):
             shape = (len(codes_bN), *self.grid, self.decoder.config.latent_channels)

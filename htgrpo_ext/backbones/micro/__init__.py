@@ -1,4 +1,4 @@
-"""The micro model: a real masked-diffusion transformer of one million weights, for a laptop."""
+"""The micro model: a masked-diffusion transformer of one million weights, for a laptop."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,7 @@ class Micro(ModelSection):
     def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "MicroBackbone":
         from htgrpo_ext.backbones.micro.backbone import MicroBackbone
 
-        return MicroBackbone.load(self.checkpoint, None if frozen else self.lora_keywords(), device, seed)
+        return MicroBackbone.load(self.checkpoint, self.lora_keywords(), device, seed, frozen)
 
     def sizes(self) -> "Sizes":
         from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from htgrpo_ext.backbones.micro.model import MicroModel
-from htgrpo_ext.backbones.policy import Policy, frozen_copy, with_adapters
+from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel
+from htgrpo_ext.backbones.policy import Policy, prepare_policy
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
@@ -26,7 +27,7 @@ WORD_IDS = {word: i for i, word in enumerate(WORDS, start=IMAGE_START + 1)}
 def encode_words(texts: Sequence[str], length: int) -> Prompts:
     """[pad].. [begin] words [image start], left-padded to `length`.
 
-    Raises UserError naming the word that is not in the world's vocabulary, or the prompt that is too long.
+    Raises UserError for a word that is not in the world's vocabulary, and for a prompt that is too long.
     """
     rows = []
     for text in texts:
@@ -45,31 +46,29 @@ def encode_words(texts: Sequence[str], length: int) -> Prompts:
 class MicroBackbone(Policy):
     """See `Backbone`."""
 
+    config: MicroConfig
     num_image_tokens = world.NUM_IMAGE_TOKENS
-    grid = (world.GRID, world.GRID)
+    grid: tuple[int, int] = (world.GRID, world.GRID)
 
     def __init__(self, model: nn.Module, reference: nn.Module | None = None):
-        """`model` a MicroModel, or a PEFT model around one; `reference` a frozen copy, None to switch adapters off."""
         super().__init__(model, reference)
         self.codebook_size = self.config.codebook_size
         self.mask_id = self.config.mask_id
 
     @classmethod
     def load(
-        cls, checkpoint: Path, lora: dict | None = None, device: str | torch.device = "cpu", seed: int = 0
+        cls,
+        checkpoint: Path,
+        lora: dict[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        frozen: bool = False,
     ) -> "MicroBackbone":
-        """Load a checkpoint folder; with `lora` (keywords of peft's LoraConfig) wrap it in fresh adapters.
-
-        seed  of the adapters' first weights
-
-        Raises UserError when the folder holds no checkpoint.
-        """
+        """Load a checkpoint folder; see `prepare_policy`. Raises UserError if the folder contains no checkpoint."""
         if not (checkpoint / "config.json").is_file():
             raise UserError(f"{checkpoint}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)")
-        model = MicroModel.from_pretrained(checkpoint).to(device)
-        if lora is not None:
-            return cls(with_adapters(model, lora, seed))
-        return cls(model, reference=frozen_copy(model))
+        model: Any = MicroModel.from_pretrained(checkpoint)
+        return cls(*prepare_policy(model.to(device), lora, seed, frozen))
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         prompts = encode_words(texts, self.config.prompt_length)

@@ -1,11 +1,13 @@
-"""A masked-diffusion transformer of about one million parameters, of MMaDA's and LLaDA's kind.
+"""A masked-diffusion transformer of about one million parameters, of the same kind as LLaDA.
 
 RMSNorm, rotary positions, SwiGLU, no biases, no causal mask; one vocabulary for words, image codes and the
-mask. Rotary positions are two-dimensional: half of each head turns with the row, half with the column; a word
-at place i stands at (i, i), image token (r, c) at (L + r, L + c).
+mask. Rotary positions are two-dimensional: half of each head rotates with the row, half with the column. The word
+at place i has position (i, i), image token (r, c) has (L + r, L + c).
 
 B rows, S = L + N sequence positions, L prompt tokens, N image tokens, D width, V' head rows, M positions.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 
 class MicroConfig(PretrainedConfig):
-    """Sizes of the model; `codebook_size` image codes sit in the vocabulary behind `num_text_tokens` words."""
+    """Sizes of the model; in the vocabulary, `codebook_size` image codes follow `num_text_tokens` words."""
 
     model_type = "htgrpo-micro"
 
@@ -58,7 +60,7 @@ class MicroConfig(PretrainedConfig):
 
 
 def rotary_tables(config: MicroConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [S, head_dim / 2] of the angle each pair of features is turned by."""
+    """Cosines and sines, float32 [S, head_dim / 2], of the rotation angle of each pair of features."""
     text = torch.arange(config.prompt_length)
     cell = torch.arange(config.grid) + config.prompt_length
     rows = torch.cat([text, cell.repeat_interleave(config.grid)])
@@ -70,7 +72,7 @@ def rotary_tables(config: MicroConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the two halves of each head [..., S, head_dim] against each other."""
+    """Rotate the two halves of each head [..., S, head_dim]."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
@@ -103,6 +105,9 @@ class MicroBlock(nn.Module):
 
 
 class MicroModel(PreTrainedModel):
+    """The transformer, with a head over the codebook."""
+
+    config: MicroConfig
     config_class = MicroConfig
     base_model_prefix = "model"
 
@@ -112,7 +117,7 @@ class MicroModel(PreTrainedModel):
         self.blocks = nn.ModuleList(MicroBlock(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.lm_head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
-        # Not saved, and never on the meta device: from_pretrained builds modules there.
+        # Not saved.
         self._rotary = rotary_tables(config)
         self.post_init()
 
@@ -121,14 +126,14 @@ class MicroModel(PreTrainedModel):
             module.weight.data.normal_(0.0, 0.5)
         elif isinstance(module, nn.Linear):
             module.weight.data.normal_(0.0, module.in_features**-0.5)
-            if module.out_features == self.config.hidden_size:  # half the size: the residual stream adds them up
+            if module.out_features == self.config.hidden_size:  # half the size: the residual stream adds many
                 module.weight.data.mul_(0.5)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> CausalLMOutput:
-        """Logits over the codebook (the head has no rows for words: a prompt is never predicted).
+        """Logits over the codebook; the head has no rows for words, because prompts are never predicted.
 
         input_ids       int64 [B, S]
-        attention_mask  bool [B, S], False where no position may look
+        attention_mask  bool [B, S], False at positions that are hidden from all
         positions       bool [B, S], where logits are wanted; None: at every image token
         Returns         logits [M, V], row-major over `positions`; [B, N, V] when it is None
         """
@@ -138,4 +143,5 @@ class MicroModel(PreTrainedModel):
         for block in self.blocks:
             x = block(x, key_mask, cos, sin)
         x = x[:, self.config.prompt_length :] if positions is None else x[positions]
-        return CausalLMOutput(logits=self.lm_head(self.norm(x)))
+        logits: Any = self.lm_head(self.norm(x))
+        return CausalLMOutput(logits=logits)

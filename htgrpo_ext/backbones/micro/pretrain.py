@@ -1,7 +1,7 @@
-"""The base checkpoint: masked-diffusion cross-entropy on imperfect scenes of the micro world.
+"""Training of the base checkpoint: masked-diffusion cross-entropy on imperfect scenes of the micro world.
 
-The law of MaskGIT and MMaDA: a mask ratio cos(pi/2 u), u uniform, the mean cross-entropy over masked tokens.
-Captions are dropped with p = 0.1, so that classifier-free guidance has an unconditional model to lean on.
+As for MaskGIT and MMaDA: the mask ratio is cos(pi/2 u), u uniform; the loss is the mean cross-entropy over masked
+tokens. Captions are dropped with probability 0.1, so that the model is unconditional too (classifier-free guidance).
 """
 
 import math
@@ -24,7 +24,7 @@ CAPTION_DROP = 0.1
 
 
 def training_scenes(seed: int, placement: str) -> Iterator[tuple[str, list[int]]]:
-    """Endless (caption, codes [64]): tasks in equal shares, prompts of both splits, noise as CAPTION_NOISE says."""
+    """Endless pairs of caption and codes [64]: tasks equally likely, prompts of both splits, noise by CAPTION_NOISE."""
     rng = Random(derived_seed(seed, "scenes", placement))
     prompts = {task: world.all_prompts(task) for task in world.TASKS}
     while True:
@@ -34,20 +34,20 @@ def training_scenes(seed: int, placement: str) -> Iterator[tuple[str, list[int]]
 
 
 def rate_factor(step: int, steps: int, warmup: int = 50) -> float:
-    """Of the peak learning rate: linear warm-up, then half a cosine down to a hundredth."""
+    """Share of the peak learning rate: linear warm-up, then half a cosine down to a hundredth."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def fresh_model(seed: int) -> MicroModel:
-    """A model with random weights; embedding and head begin as sums of one random vector per factor of a code.
+    """A model with random weights; embedding and head start as sums of one random vector per factor of a code.
 
-    As in a real VQ codebook, codes that look alike then lie close together. Without it the 360 object codes are
-    learnt one by one, which took over ten times as many steps.
+    As in a real VQ codebook, similar codes are then close to each other. Without it the model learns the 360 object
+    codes one by one, which took more than ten times as many steps.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(derived_seed(seed, "weights"))  # the modules' own initialisers know no generator
+        torch.manual_seed(derived_seed(seed, "weights"))  # the modules' initialisers take no generator
         model = MicroModel(MicroConfig(codebook_size=world.CODEBOOK_SIZE))
     width, offset = model.config.hidden_size, model.config.image_offset
     generator = derived_generator(seed, "factors")
@@ -66,7 +66,7 @@ def fresh_model(seed: int) -> MicroModel:
 def pretrain(out: Path, seed: int, steps: int, batch_size: int = 64, placement: str = "canonical") -> None:
     """Train a MicroModel from scratch and save it to `out` (config.json, model.safetensors).
 
-    Muon for the blocks' matrices, AdamW for embedding, head and norms.
+    Muon trains the blocks' matrices, AdamW the embedding, the head and the norms.
     """
     model = fresh_model(seed)
     backbone = MicroBackbone(model)

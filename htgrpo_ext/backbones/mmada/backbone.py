@@ -3,10 +3,10 @@
     [iPAD].. t2i bos text eos | soi, 1024 codes, eoi
 
 The prompt is the raw text, without a template. Layout and ids: github.com/Gen-Verse/MMaDA,
-training/prompting_utils.py; pixels by its MAGVITv2, whose class is imported from the `upstream` checkout.
+training/prompting_utils.py. Its MAGVITv2 gives the pixels; the class is imported from the `upstream` checkout.
 
-`attention: masked` hides the pads, as MMaDA does since June 2025. `as-maskgrpo` lets every position see them, as the
-older copy in MaskGRPO does. Rollout and scoring go through the same function, so they always agree.
+`attention: masked` hides the pads, as MMaDA does since June 2025. With `as-maskgrpo` every position sees them, as in
+MaskGRPO's older copy. Rollout and scoring use the same function, so they always agree.
 
 L prompt tokens, N image tokens.
 """
@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
+from htgrpo_ext.backbones.tokens import token_ids
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 
@@ -32,10 +34,9 @@ IMAGE_START, IMAGE_END = 126084, 126085  # <|soi|>, <|eoi|>
 TEXT_TO_IMAGE, PAD = 126088, 126093  # <|t2i|>, [iPAD]
 MASK_ID = 126336
 IMAGE_OFFSET = 126349  # id of code 0: the length of the tokenizer, not llm_vocab_size (126464)
-GRID = (32, 32)
 NUM_IMAGE_TOKENS = 1024
 
-UPSTREAM = Path(__file__).parents[2] / "upstream"
+UPSTREAM = Path(__file__).parents[3] / "upstream"
 
 
 def image_block() -> ImageBlock:
@@ -51,31 +52,31 @@ class MMaDABackbone(LladaBackbone):
     reserved = {"<|soi|>": IMAGE_START, "<|eoi|>": IMAGE_END, "<|t2i|>": TEXT_TO_IMAGE, "[iPAD]": PAD}
     image_offset = IMAGE_OFFSET
     lengths = (IMAGE_OFFSET,)
-    grid = GRID
+    grid: tuple[int, int] = (32, 32)
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         reference: nn.Module | None = None,
         prompt_length: int = 257,
         masks_padding: bool = True,
         vq_checkpoint: Path | None = None,
     ):
-        super().__init__(model, image_block(), reference)
-        self.tokenizer, self.prompt_length, self.masks_padding = tokenizer, prompt_length, masks_padding
-        self.vq_checkpoint = vq_checkpoint
+        layout: dict[str, Any] = dict(prompt_length=prompt_length, vq_checkpoint=vq_checkpoint)
+        super().__init__(model, tokenizer, reference, block=image_block(), **layout)
+        self.masks_padding = masks_padding
 
     @classmethod
-    def named_tokens(cls, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        """The mask, and whatever the tokenizer begins and ends texts with."""
+    def named_tokens(cls, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+        """The mask, and the tokens that the tokenizer begins and ends a text with."""
         named = {"<|mdm_mask|>": MASK_ID}
         return named | {tokenizer.bos_token or "bos_token": BOS, tokenizer.eos_token or "eos_token": EOS}
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
-        """Rows of `prompt_length` ids; a longer text is cut, and ends in eos all the same, as MMaDA does it."""
+        """Rows of `prompt_length` ids; a longer text is cut and still ends with eos, as in MMaDA."""
         rows, words = [], []
-        for ids in self.tokenizer(list(texts))["input_ids"]:
+        for ids in token_ids(self.tokenizer, texts):
             text = ids[1:] if ids[:1] == [BOS] else ids
             row = [TEXT_TO_IMAGE, BOS, *text, EOS]
             if len(row) > self.prompt_length:
@@ -89,12 +90,12 @@ class MMaDABackbone(LladaBackbone):
         return self.encode_prompts([""])
 
     def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
-        """Pads count: a position is its place in the full sequence."""
+        """int64 [S]: the place in the full sequence; pads count."""
         return torch.arange(cut, cut + attention_US.shape[1], device=attention_US.device)
 
     @cached_property
-    def decoder(self) -> nn.Module:
-        """MAGVITv2, loaded when it is first asked for. Raises UserError when upstream or the weights are missing."""
+    def decoder(self) -> Any:
+        """MAGVITv2, loaded at first use. Raises UserError if upstream or the weights are missing."""
         if self.vq_checkpoint is None or not self.vq_checkpoint.is_dir():
             raise UserError(f"{self.vq_checkpoint}: no MAGVITv2 checkpoint there (model.vq_checkpoint)")
         with redirect_stdout(sys.stderr):  # the class prints its sizes, and stdout is for results
@@ -103,15 +104,18 @@ class MMaDABackbone(LladaBackbone):
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:
-        """MAGVITv2's output, which is meant for [-1, 1] and goes beyond it: clamped."""
+        """Pixels of codes int64 [B, N]; MAGVITv2's output exceeds [-1, 1] at times and is clamped."""
         return torch.cat([self.decoder.decode_code(codes.to(self.device)) for codes in chunks(codes_BN)]).clamp(-1, 1)
 
 
-def magvit_class() -> type[nn.Module]:
-    """MAGVITv2, from the MaskGRPO checkout (UPSTREAM_CHECKOUT names another folder than upstream/)."""
+def magvit_class() -> Any:
+    """The class MAGVITv2 of the MaskGRPO checkout: upstream/, or the folder that UPSTREAM_CHECKOUT names.
+
+    Raises UserError if there is no checkout, or if the class cannot be imported.
+    """
     folder = Path(os.environ.get("UPSTREAM_CHECKOUT", UPSTREAM))
     if not (folder / "models" / "modeling_magvitv2.py").is_file():
-        raise UserError(f"{folder}: empty, and pixels are decoded by a class from there (run `make upstream`)")
+        raise UserError(f"{folder}: empty, but the class that decodes pixels is there (run `make upstream`)")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:

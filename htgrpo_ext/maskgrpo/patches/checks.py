@@ -10,7 +10,7 @@ from htgrpo_ext.maskgrpo.patches.checkout import Checkout, run_git
 from htgrpo_ext.maskgrpo.patches.series import Series, chain
 
 MAX_PATCHES, MAX_LINES = 6, 60
-TRAILERS = ("Not-A-Subclass", "Hook-In", "Guarded-By")
+TRAILERS = ("Not-A-Subclass", "Hook-In", "Hook-After", "Hook-Before", "Guarded-By")
 
 
 def check(series: Series, root: Path) -> str:

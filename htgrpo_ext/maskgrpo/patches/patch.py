@@ -1,8 +1,6 @@
-"""A patch file, and where its lines stand in the Python file that they go into."""
+"""A patch file."""
 
-import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from htgrpo_ext.errors import UserError
@@ -54,38 +52,3 @@ def parse(name: str, text: str) -> Patch:
         row, number = text[form.end() :].split("\n")[0], form[0].count("\n") + 1
         raise UserError(f"patches/{name}:{number}: a patch only inserts lines, into one file, without context: {row!r}")
     return Patch(name, text, **form.groupdict())
-
-
-def functions_of(node: ast.AST, prefix: str = "") -> Iterator[tuple[int, int, str]]:
-    """(first line, last line, qualified name) of every function, decorators included."""
-    for child in ast.iter_child_nodes(node):
-        inner = prefix
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            inner = f"{prefix}{child.name}."
-            if not isinstance(child, ast.ClassDef):
-                first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
-                yield first, child.end_lineno or first, inner[:-1]
-        yield from functions_of(child, inner)
-
-
-def function_at(tree: ast.AST, line: int) -> str:
-    """The innermost function around a line, `module` outside of all."""
-    around = [(first, name) for first, last, name in functions_of(tree) if first <= line <= last]
-    return max(around, default=(0, "module"))[1]
-
-
-def misplaced(patch: Patch, source: str) -> str | None:
-    """What is wrong with where a patch's lines stand in the new file, in words; None if all is well."""
-    try:
-        tree = ast.parse(source.encode(errors="surrogateescape"))
-    except (SyntaxError, ValueError, RecursionError) as error:
-        return f"the file is no valid Python any more ({error})"
-    wanted, names = patch.trailer("Hook-In"), [name for *_, name in functions_of(tree)]
-    stand = [function_at(tree, number) for number, _ in patch.lines]
-    for name in wanted:
-        if name != "module" and names.count(name) != 1:
-            return f"there {'is more than one' if name in names else 'is no'} {name} in {patch.path}"
-    if wrong := [name for name in stand if name not in wanted]:
-        return f"a line came to stand in {wrong[0]}, not in {' or '.join(wanted)}"
-    missing = [name for name in wanted if name not in stand]
-    return f"no line came to stand in {missing[0]}" if missing else None

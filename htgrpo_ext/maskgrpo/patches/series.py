@@ -7,7 +7,8 @@ from pathlib import Path
 
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.maskgrpo.patches.checkout import Checkout
-from htgrpo_ext.maskgrpo.patches.patch import MAIL, Patch, misplaced, parse
+from htgrpo_ext.maskgrpo.patches.patch import MAIL, Patch, parse
+from htgrpo_ext.maskgrpo.patches.placement import misplaced
 
 INSERT = ("apply", "--cached", "--unidiff-zero", "--whitespace=nowarn")
 # --minimal: git's quick diff may delete and add again where inserting would do.

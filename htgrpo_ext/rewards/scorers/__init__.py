@@ -1,8 +1,8 @@
-"""Reward models, one file each with a class `Scorer` and a row in `REWARDS`: `htgrpo serve-reward NAME` serves it.
+"""Reward models. Each file has a class `Scorer`; each reward it gives has a row in `REWARDS`.
 
-A file here imports nothing at the top but torch, numpy, pillow and this project's light parts: a heavy reward's own
-environment has neither transformers' pinned version nor accelerate. A reward of one's own is such a class in a file of
-one's own, `htgrpo serve-reward mine.py:MyReward`.
+A file here imports nothing at the top but torch, numpy, pillow and light parts of this project, because a heavy reward
+runs in an environment of its own, without accelerate and with another version of transformers. A scorer of your own
+needs no row: `htgrpo serve-reward mine.py:MyReward` serves it.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -20,51 +21,56 @@ from htgrpo_ext.rewards.registry import REWARDS, Reward
 
 
 class Scorer(Protocol):
-    """A reward model, loaded on one device. Keyword arguments after the device are its options.
+    """A reward model, loaded on one device. Its keyword arguments after the device are its options.
 
-    rewards  names of the rewards it gives
+    rewards  names of the rewards that it gives
     """
 
     rewards: ClassVar[tuple[str, ...]]
 
     def __init__(self, device: torch.device, **options: Any): ...
 
-    def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
-        """Each reward of each image, in order; NaN for an image that has none. What is scored with it changes none.
+    def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> Mapping[str, Sequence[float]]:
+        """Score each image; one image's scores do not depend on the others.
 
-        prompts  one per image, each at least {"prompt": text}; GenEval's metadata where a reward reads it
+        prompts  one per image, each at least {"prompt": text}; with GenEval's metadata where the reward reads them
         images   uint8 [3, H, W] each, on the CPU; sizes may differ
-
-        Raises ValueError, one line, for what cannot be scored however often it is tried.
+        Returns  of each reward one score per image, in order; NaN where an image has none
+        Raises   ValueError, one line, for an input that no retry can score
         """
         ...
 
 
-def scorer_names() -> list[str]:
-    """The scorers that `REWARDS` names."""
-    return sorted({reward.scorer for reward in REWARDS.values()})
-
-
 def scorer_class(name: str) -> type[Scorer]:
-    """The class behind a name of this folder, or behind `file.py:Class`. Raises UserError."""
+    """The class of a reward in `REWARDS`, of a module in this folder (`micro`), or of `file.py:Class`.
+
+    Raises UserError.
+    """
     if ":" in name:
         file, _, wanted = name.partition(":")
         module = _module_of(Path(file))
-    elif name in scorer_names():
-        module, wanted = importlib.import_module(f"{__name__}.{name}"), "Scorer"
     else:
-        raise UserError(f"unknown reward `{name}` (one of {', '.join(scorer_names())}, or file.py:Class)")
+        module, wanted = importlib.import_module(f"{__name__}.{_scorer_name(name)}"), "Scorer"
     found = getattr(module, wanted, None)
-    if not callable(getattr(found, "score", None)) or not getattr(found, "rewards", None):
+    if found is None or not callable(getattr(found, "score", None)) or not getattr(found, "rewards", None):
         raise UserError(f"{name}: no class with `rewards` and `score` (see htgrpo_ext/rewards/scorers/__init__.py)")
     return found
 
 
-def _module_of(file: Path) -> Any:
+def _scorer_name(name: str) -> str:
+    if name in REWARDS:
+        return REWARDS[name].scorer
+    if name not in {reward.scorer for reward in REWARDS.values()}:
+        names = sorted(REWARDS.keys() | {reward.scorer for reward in REWARDS.values()})
+        raise UserError(f"unknown reward `{name}` (one of {', '.join(names)}, or file.py:Class)")
+    return name
+
+
+def _module_of(file: Path) -> ModuleType:
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     specification = importlib.util.spec_from_file_location(file.stem, file)
-    if specification is None:
+    if specification is None or specification.loader is None:
         raise UserError(f"{file}: not a Python file")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -72,16 +78,16 @@ def _module_of(file: Path) -> Any:
 
 
 def code_scorer(reward: Reward) -> Callable[[Sequence[dict], Tensor, Sequence[str]], dict[str, Tensor]]:
-    """`score_codes(prompts, codes_BN, names)` of a reward that reads the codes of a world: each name, float32 [B]."""
+    """`score_codes(prompts, codes_BN, names)` of a reward that reads codes: of each name float32 [B]."""
     return importlib.import_module(f"{__name__}.{reward.scorer}").score_codes
 
 
 def check_options(scorer: type[Scorer], name: str, options: Mapping[str, Any]) -> None:
-    """UserError for an option that the scorer does not take, or one that it needs and does not get."""
+    """Raise UserError for an option that the scorer does not have, or one that it needs and did not get."""
     parameters = list(inspect.signature(scorer).parameters.values())[1:]  # after the device
-    taken = [parameter.name for parameter in parameters]
+    known = [parameter.name for parameter in parameters]
     wrong = [
-        f"reward {name}: unknown option `{key}` (one of {', '.join(taken) or 'none'})" for key in options.keys() - taken
+        f"reward {name}: unknown option `{key}` (one of {', '.join(known) or 'none'})" for key in options.keys() - known
     ]
     wrong += [
         f"reward {name}: option `{parameter.name}` is missing"

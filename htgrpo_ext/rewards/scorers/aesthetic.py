@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictors: a linear map, or a stack of them, on the picture's CLIP ViT-L/14 vector."""
+"""LAION's aesthetic predictors: one linear map or several in a row, on the picture's CLIP ViT-L/14 vector."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from htgrpo_ext.rewards.openclip import OpenClip
 
 
 class Scorer:
-    """head  file of the predictor's weights: sa_0_4_vit_l_14_linear.pth (github.com/LAION-AI/aesthetic-predictor) or
+    """head  file with the predictor's weights: sa_0_4_vit_l_14_linear.pth (github.com/LAION-AI/aesthetic-predictor) or
           sac+logos+ava1-l14-linearMSE.pth (github.com/christophschuhmann/improved-aesthetic-predictor)
     model, weights, dtype  as in the scorer `clip`; the published heads belong to OpenAI's ViT-L/14
 
@@ -38,13 +38,13 @@ class Scorer:
     def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
         """See `Scorer` in scorers/__init__.py."""
         value_BD = self.clip.pictures([levels_image(image) for image in images])
-        for weight, bias in self.layers:  # the published stack has nothing but dropout between its maps
+        for weight, bias in self.layers:  # the published predictor has only dropout between them
             value_BD = linear(value_BD, weight, bias)
         return {"aesthetic": value_BD.squeeze(-1).tolist()}
 
 
 def read_head(file: Path) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of each map, first to last, float32. Raises UserError."""
+    """Weight and bias of each linear map, first to last, float32. Raises UserError."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         names = sorted(
@@ -54,7 +54,7 @@ def read_head(file: Path) -> list[tuple[Tensor, Tensor]]:
         layers = [(state[name].float(), state[name.removesuffix("weight") + "bias"].float()) for name in names]
     except FileNotFoundError:
         raise UserError(f"{file}: no such file (option `head` of the reward aesthetic)") from None
-    except Exception as error:  # torch.load's own are of many kinds
+    except Exception as error:  # torch.load raises many kinds
         raise UserError(f"{file}: not a predictor's weights ({str(error).splitlines()[0]})") from None
     fits = all(first[0].shape[0] == second[0].shape[1] for first, second in zip(layers, layers[1:], strict=False))
     if not layers or not fits or layers[-1][0].shape[0] != 1:

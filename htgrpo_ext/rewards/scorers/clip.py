@@ -1,4 +1,4 @@
-"""CLIP: the cosine between a picture and its prompt, unscaled (about 0.15 to 0.35 for ViT-L/14)."""
+"""CLIP: the cosine of a picture and its prompt, unscaled (about 0.15 to 0.35 for ViT-L/14)."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from htgrpo_ext.rewards.openclip import OpenClip
 class Scorer:
     """model    a name of open_clip (`htgrpo serve-reward clip --set model=ViT-H-14 --set weights=laion2b_s32b_b79k`),
              hf-hub:ORG/NAME, or local-dir:/path with open_clip_config.json. OpenAI's weights need the -quickgelu names
-    weights  a tag of open_clip, or a checkpoint's file; ignored for hf-hub and local-dir
+    weights  a tag of open_clip, or a checkpoint file; ignored for hf-hub and local-dir
     dtype    float32 | bfloat16 | float16, of the model; the cosine is float32
     """
 

@@ -1,8 +1,8 @@
 """HPSv3, a preference model on Qwen2-VL-7B, through its authors' package (github.com/MizzenAI/HPSv3, PyPI `hpsv3`).
 
-The score is the mean of the package's (mean, deviation), unscaled. Its README's averages per generator run from -0.24
-(Stable Diffusion 2) to 10.55 (Kolors).
-The package cannot be imported beside what this project trains with: launch/rewards/hpsv3.sh makes its environment.
+The package predicts a mean and a deviation; the score is the mean, unscaled. Its README gives averages per generator
+from -0.24 (Stable Diffusion 2) to 10.55 (Kolors). The package needs an environment of its own, which
+launch/rewards/hpsv3.sh makes.
 """
 
 import tempfile
@@ -24,11 +24,11 @@ BASE = "Qwen/Qwen2-VL-7B-Instruct"
 class Scorer:
     """HPSv3 on one device.
 
-    checkpoint  HPSv3.safetensors; the published one is fetched from Hugging Face if none is given
-    base        the Qwen2-VL that it was trained from, a folder or a name on Hugging Face: configuration, processor, and
-                weights as well, which the package loads before it puts the checkpoint's in their place
+    checkpoint  HPSv3.safetensors; None: the published one, from Hugging Face
+    base        the Qwen2-VL that it was trained from, a folder or a name on Hugging Face: configuration, processor and
+                weights, which the package loads before it replaces them by the checkpoint's
     dtype       of all but the head, which is float32. On a CPU it must be float32: the package casts on CUDA only
-    attention   auto is flash attention where flash_attn is installed and dtype allows it; the package knows no third
+    attention   auto: flash attention where flash_attn is installed and dtype is bfloat16, else PyTorch's
     """
 
     rewards = ("hpsv3",)
@@ -58,15 +58,15 @@ class Scorer:
             "model_name_or_path": base,
             "torch_dtype": dtype,
             "bf16": dtype == "bfloat16",
-            "disable_flash_attn2": attention == "sdpa" or dtype == "float32",  # which flash attention does not do
-            "use_cpu": True,  # of the trainer's arguments, which would take the first GPU; the model goes to `device`
+            "disable_flash_attn2": attention == "sdpa" or dtype == "float32",  # flash attention has no float32
+            "use_cpu": True,  # else the package's trainer takes the first GPU; the model itself goes to `device`
         }
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "hpsv3.yaml"
             file.write_text(yaml.safe_dump(config))
             try:
-                self._model = hpsv3.HPSv3RewardInferencer(str(file), checkpoint, device)
-            # SafetensorError: a file cut short. RuntimeError: load_state_dict, which lists every tensor.
+                self._model = hpsv3.HPSv3RewardInferencer(str(file), checkpoint, device)  # pyright: ignore[reportAttributeAccessIssue] (takes this file for it)
+            # SafetensorError: a truncated file. RuntimeError: load_state_dict, which lists every tensor.
             except (OSError, SafetensorError, RuntimeError) as error:
                 line = " ".join(str(error).split())[:300]
                 name = checkpoint or "HPSv3.safetensors"
@@ -75,10 +75,10 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
-        """See scorers/__init__.py. Raises ValueError for a prompt with a token that marks images or the score."""
+        """See `Scorer` in scorers/__init__.py. Raises ValueError for a prompt with one of the model's own tokens."""
         texts = [prompt["prompt"] for prompt in prompts]
         for text in texts:
-            # The package reads scores off by token: one more would give this image's score to another, unseen.
+            # The package finds scores by token: one token more would give this image's score to another image.
             if any(token in text for token in self._reserved):
                 raise ValueError(f"a prompt holds one of the model's own tokens: {text[:80]!r}")
         score_B2 = self._model.reward([levels_image(image) for image in images], texts)

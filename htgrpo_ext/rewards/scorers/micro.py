@@ -1,8 +1,8 @@
-"""The micro world's verifier from pixels alone: the codes are read back from the picture, token by token.
+"""The micro world's verifier from pixels: it reads the codes back from the picture, token by token.
 
-At each place all codes' patches differ as 8-bit levels, whatever scene the decoder guesses behind an object, so a
-patch tells its code (tests/test_micro_scorer.py holds all of them against each other). That the codes found give the
-whole picture again is checked, so no picture is judged by codes that are not its own.
+At each place the patches of all codes differ as 8-bit levels, whatever scene the decoder draws behind an object, so a
+patch determines its code (tests/rewards/test_micro_pixels.py compares them all). The codes are decoded again and
+compared with the picture, so a picture is never judged by codes that are not its own.
 
 N tokens, Q pixels of a patch's side.
 """
@@ -21,7 +21,7 @@ from htgrpo_ext.rewards.micro import MICRO_REWARDS, score_codes
 
 
 class Scorer:
-    """`verdict` and `partial`, as in process. Always on the CPU."""
+    """`verdict` and `partial` from pixels, equal to those from codes in process. Always on the CPU."""
 
     rewards = tuple(MICRO_REWARDS)
 
@@ -29,7 +29,7 @@ class Scorer:
         _codes_of_patches()
 
     def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
-        """ValueError for a picture that is not of this world, or a prompt without its metadata."""
+        """Raises ValueError for a picture that is not of this world, or a prompt without metadata."""
         if bare := [prompt["prompt"] for prompt in prompts if "include" not in prompt]:
             raise ValueError(f"the micro world's rewards need a prompt's GenEval metadata, `include` ({bare[0]!r})")
         codes_BN = torch.stack([read_codes(levels) for levels in images])
@@ -39,7 +39,7 @@ class Scorer:
 def read_codes(levels_3HW: Tensor) -> Tensor:
     """The codes int64 [N] that the decoder draws as these levels, uint8 [3, 128, 128].
 
-    Raises ValueError if there are none; a masked token has none either.
+    Raises ValueError if there are none; a masked token has no code.
     """
     if levels_3HW.shape != (3, SIDE, SIDE):
         raise ValueError(f"no picture of the micro world: {' x '.join(map(str, levels_3HW.shape))} levels")
@@ -56,7 +56,7 @@ def read_codes(levels_3HW: Tensor) -> Tensor:
 
 @cache
 def _codes_of_patches() -> list[dict[bytes, int]]:
-    """For each place, the code of every patch that can be drawn there, by its digest."""
+    """Of each place a map from the digest of a patch that can be drawn there to its code."""
     known: list[dict[bytes, int]] = [{} for _ in range(world.NUM_IMAGE_TOKENS)]
     for scene_light in range(len(PALETTES)):
         for codes, levels in zip(known, to_levels(all_patches(scene_light)), strict=True):
@@ -65,5 +65,5 @@ def _codes_of_patches() -> list[dict[bytes, int]]:
 
 
 def _digests(levels: Tensor) -> list[bytes]:
-    """16 bytes that stand for each patch uint8 [3, Q, Q]."""
+    """A digest of 16 bytes of each patch uint8 [3, Q, Q]."""
     return [blake2b(patch, digest_size=16).digest() for patch in levels.contiguous().numpy()]

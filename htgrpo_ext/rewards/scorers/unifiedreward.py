@@ -1,8 +1,8 @@
-"""UnifiedReward (github.com/CodeGoat24/UnifiedReward): a vision-language model that is asked for a score of 1 to 5.
+"""UnifiedReward (github.com/CodeGoat24/UnifiedReward): a vision-language model states a score of 1 to 5 in words.
 
-Here, through transformers, or behind an OpenAI-compatible endpoint (vLLM, SGLang). Either way one prompt, greedy
-decoding, pictures as they are. An answer that is cut short, or has not exactly one score in the published form, is no
-score: NaN, never a guess.
+The model runs here, through transformers, or behind an OpenAI-compatible endpoint (vLLM, SGLang). Both get the same
+prompt and unchanged pictures, and decode greedily. An answer that is truncated, or does not have exactly one score in
+the published form, gives NaN.
 
 B images.
 """
@@ -23,23 +23,23 @@ from htgrpo_ext.pixels import encode_png, levels_image
 from htgrpo_ext.rewards.published import CAPTION, SCORE
 
 MODEL = "CodeGoat24/UnifiedReward-qwen-7b"
-MOST_TOKENS = 512  # of an answer, as published
-KEY = "UNIFIEDREWARD_API_KEY"  # environment variable with the endpoint's key, if it wants one
-PATIENT = (408, 429)  # statuses below 500 that may pass by themselves
-MARK = re.compile(r"<\|\w+\|>|<image>")  # what stands for pictures and turns in these models' input
+MOST_TOKENS = 512  # most tokens of an answer, as published
+KEY = "UNIFIEDREWARD_API_KEY"  # environment variable: the endpoint's key, if it needs one
+PATIENT = (408, 429)  # statuses below 500 that a retry may cure
+MARK = re.compile(r"<\|\w+\|>|<image>")  # marks pictures and turns in these models' input
 
 
 class Scorer:
     """Score of 1 to 5.
 
     prompt_file  text with `{caption}` once; launch/rewards/unifiedreward.sh makes the published one
-    model        a checkpoint that transformers reads, a folder or a name; the name that the endpoint has for it
-    endpoint     http://HOST:PORT/v1 of a server that has the model; without it, the model is loaded here
-    dtype        bfloat16 | float16 | float32, of a model that is loaded here
-    parallel     requests to the endpoint at a time
-    timeout      seconds for one batch at the endpoint; less than the run's own
+    model        a checkpoint that transformers reads, a folder or a name; with an endpoint, its name there
+    endpoint     http://HOST:PORT/v1 of a server that has the model; None: the model is loaded here
+    dtype        bfloat16 | float16 | float32, of a model loaded here
+    parallel     most requests to the endpoint at a time
+    timeout      seconds for one batch at the endpoint; less than the run's own timeout
 
-    Raises UserError for what cannot be loaded, or an endpoint that does not answer or has no such model.
+    Raises UserError if the model cannot be loaded, or the endpoint does not answer or does not have it.
     """
 
     rewards = ("unifiedreward",)
@@ -58,17 +58,17 @@ class Scorer:
         self.model = Endpoint(endpoint, model, parallel, timeout) if endpoint else Local(device, model, dtype)
 
     def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
-        """See scorers/__init__.py. Raises ValueError for a prompt with a token of the model's own, too."""
+        """See `Scorer` in scorers/__init__.py. Raises ValueError for a prompt with one of the model's own tokens."""
         captions = [prompt["prompt"] for prompt in prompts]
         for caption in captions:
-            if MARK.search(caption):  # another picture, or another turn, as far as the model can tell
+            if MARK.search(caption):  # the model would take it for another picture or turn
                 raise ValueError(f"a prompt holds one of the model's own tokens: {caption[:80]!r}")
         answers = self.model.answers([self.before + caption + self.after for caption in captions], images)
         return {"unifiedreward": [read_score(answer) for answer in answers]}
 
 
 def read_prompt(file: Path) -> tuple[str, str]:
-    """What stands before and after the caption. Raises UserError."""
+    """The prompt's text before and after the caption. Raises UserError."""
     try:
         parts = file.read_text(encoding="utf-8").split(CAPTION)
     except (OSError, UnicodeDecodeError) as error:
@@ -79,14 +79,14 @@ def read_prompt(file: Path) -> tuple[str, str]:
 
 
 def read_score(answer: str | None) -> float:
-    """The score that an answer ends in, or NaN; None is an answer cut short."""
-    said = (answer or "").partition(SCORE)[2]  # with the words in it once more, it does not match
+    """The score at the end of an answer, or NaN. None stands for a truncated answer."""
+    said = (answer or "").partition(SCORE)[2]  # does not match if the words come a second time
     found = re.fullmatch(r"\s*([1-5](?:\.[0-9]+)?)\s*", said)
     return float(found[1]) if found and float(found[1]) <= 5 else float("nan")
 
 
 def content(picture: dict[str, Any], question: str) -> list[dict]:
-    """One turn of the user, the picture first, as published."""
+    """One turn of the user with the picture first, as published."""
     return [{"role": "user", "content": [picture, {"type": "text", "text": question}]}]
 
 
@@ -120,7 +120,7 @@ class Local:
 
     @torch.inference_mode()
     def answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
-        """The answer to each question, None if it is cut short."""
+        """The answer to each question; None if it is truncated."""
         texts = [
             self.processor.apply_chat_template(
                 content({"type": "image"}, question), tokenize=False, add_generation_prompt=True
@@ -154,7 +154,7 @@ class Endpoint:
         key = os.environ.get(KEY)
         self.settings = {
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            "trust_env": False,  # no proxy between here and a server on the same host
+            "trust_env": False,  # no proxy: the server may be on this host
         }
         try:
             reply = httpx.get(f"{self.url}/models", timeout=10.0, **self.settings)
@@ -166,8 +166,8 @@ class Endpoint:
             raise UserError(f"reward unifiedreward: {self.url} has no {model} but {', '.join(map(str, served))}")
 
     def answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
-        """As `Local`, in bounded time. Raises ValueError for a refusal, another exception for what may pass."""
-        return asyncio.run(self._answers(questions, images))  # which cancels what is under way when one has failed
+        """As `Local`, in bounded time. Raises ValueError for a refusal, other errors may be transient."""
+        return asyncio.run(self._answers(questions, images))  # cancels the other requests when one fails
 
     async def _answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
         limit = asyncio.Semaphore(self.parallel)
@@ -197,6 +197,6 @@ class Endpoint:
             ended, answer = choice["finish_reason"] == "stop", choice["message"]["content"]
             if not isinstance(answer, str):
                 raise TypeError(f"the answer is {answer!r}")
-        except (ValueError, KeyError, IndexError, TypeError) as error:  # not the picture's fault: it may be asked again
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # not the picture's fault: a retry may help
             raise RuntimeError(f"{self.url}: a reply that cannot be read ({error!r})") from None
         return answer if ended else None

@@ -14,7 +14,8 @@ from helpers.upstream_moves import NAMES, PATH, ROOT, SOURCE, Project, commit, g
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.maskgrpo.patches.checkout import get
 from htgrpo_ext.maskgrpo.patches.checks import call_fault, faults
-from htgrpo_ext.maskgrpo.patches.patch import function_at, parse
+from htgrpo_ext.maskgrpo.patches.patch import parse
+from htgrpo_ext.maskgrpo.patches.placement import function_at
 from htgrpo_ext.maskgrpo.patches.series import Series
 
 
@@ -132,7 +133,7 @@ def test_faults_of_budget_and_trailers_are_told(project):
     long = replace(series.patches[0], hunks="@@ -1,0 +2,61 @@\n" + "+a = 1\n" * 61)
     assert any("61 lines" in fault for fault in faults(replace(series, patches=[long]), root))
     bare = replace(series, patches=[replace(series.patches[0], message="Why.")])
-    for key in ("Not-A-Subclass", "Hook-In", "Guarded-By"):
+    for key in ("Not-A-Subclass", "Hook-In", "Hook-After", "Hook-Before", "Guarded-By"):
         assert any(f"`{key}:`" in fault for fault in faults(bare, root))
     (root / "tests" / "test_a.py").write_text("")
     assert f"patches/{NAMES[0]}: there is no test tests/test_a.py::test_a" in faults(series, root)

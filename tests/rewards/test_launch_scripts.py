@@ -1,4 +1,4 @@
-"""The scripts of launch/rewards, one for each heavy reward; a stub stands for Python and for the server."""
+"""The scripts of launch/rewards, one per heavy reward. A stub replaces Python and the server."""
 
 import os
 import re
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.environments import FOLDER, PYTHON
-from htgrpo_ext.rewards.scorers import scorer_class, scorer_names
+from htgrpo_ext.rewards.registry import REWARDS
+from htgrpo_ext.rewards.scorers import scorer_class
 
 SCRIPTS = sorted(path for path in FOLDER.glob("*.sh") if path.name != "environment.sh")
 every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -35,8 +36,8 @@ def test_each_heavy_reward_has_a_script():
 
 
 @every_script
-def test_a_script_makes_and_serves_the_reward_of_its_name(script, run):
-    assert script.stem in scorer_names() and script.stem in scorer_class(script.stem).rewards
+def test_a_script_sets_up_and_serves_the_reward_of_its_name(script, run):
+    assert script.stem in REWARDS and script.stem in scorer_class(script.stem).rewards
     named = re.findall(r"^(?:environment|serve) ([a-z0-9]+)", script.read_text(), re.MULTILINE)
     assert set(named) == {script.stem}
     done = run(script, "--port", "1", "--set", "a=b c")

@@ -1,31 +1,38 @@
-"""Tokenizers of published checkpoints, checked against the ids that a layout is built on."""
+"""Tokenizers of published checkpoints, checked against the ids that a prompt layout needs."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from htgrpo_ext.errors import UserError
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder, without running code that lies there."""
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint folder. No code in the folder is run. Raises UserError if it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from None
 
 
-def _is_marker(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
-    """Whether a token is no part of ordinary text: added to the vocabulary, or written like <this> or [this]."""
+def token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text, as the tokenizer gives them."""
+    encoded: Any = tokenizer(list(texts))
+    return encoded["input_ids"]
+
+
+def _is_marker(tokenizer: PreTrainedTokenizerFast, token_id: int) -> bool:
+    """Whether a token is never ordinary text: it was added to the vocabulary, or is written like <this> or [this]."""
     if token_id >= len(tokenizer):
         return False
-    token = tokenizer.convert_ids_to_tokens(token_id)
+    token = str(tokenizer.convert_ids_to_tokens(token_id))
     return token_id in tokenizer.added_tokens_decoder or (token[:1] + token[-1:]) in ("<>", "[]")
 
 
 def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     named: Mapping[str, int],
     reserved: Mapping[str, int],
@@ -34,11 +41,11 @@ def check_tokenizer(
     """Refuse a tokenizer whose ids are not the layout's.
 
     named     tokens the tokenizer must have under this name at this id
-    reserved  tokens that take an id kept free for such use: it must be no ordinary word; where the tokenizer
-              knows the name as well, it must be at this id
-    lengths   how many tokens it may have: image codes follow the text, so another length would shift them all
+    reserved  tokens that take an id which the tokenizer keeps free: no ordinary word may be at this id; if the
+              tokenizer knows the name, it must be at this id
+    lengths   how many tokens it may have: image codes follow the text, so another length would shift all of them
 
-    Raises UserError with every mismatch, one line each, both ids in it.
+    Raises UserError with every mismatch, one line each, with both ids.
     """
     vocabulary, wrong = tokenizer.get_vocab(), []
     for name, want in {**reserved, **named}.items():

@@ -24,8 +24,8 @@ def sent(codes_BN: torch.Tensor) -> list[torch.Tensor]:
     return [decode_png(encode_png(levels)) for levels in to_levels(decode_codes(codes_BN))]
 
 
-def test_no_two_codes_look_alike_at_any_place_before_any_scene():
-    """All 440 codes at all 64 places, objects before all ten scenes and lights, by all their bytes."""
+def test_patches_of_all_codes_differ_at_every_place_and_scene():
+    """All 440 codes at all 64 places, objects before all ten scenes and lights; whole patches are compared."""
     seen: list[dict[bytes, int]] = [{} for _ in range(world.NUM_IMAGE_TOKENS)]
     for scene_light in range(len(PALETTES)):
         for of_place, patches in zip(seen, to_levels(all_patches(scene_light)).numpy(), strict=True):
@@ -42,7 +42,7 @@ def test_no_two_codes_look_alike_at_any_place_before_any_scene():
         st.lists(st.one_of(OBJECTS, st.sampled_from([360, 368, 439])), min_size=64, max_size=64),  # ties
     )
 )
-def test_any_canvas_is_read_back(codes):
+def test_the_codes_of_any_canvas_are_read_back(codes):
     codes_N = torch.tensor(codes)
     assert read_codes(sent(codes_N[None])[0]).tolist() == codes
 
@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_codes():
     assert 0 < sum(scores["verdict"]) < len(prompts)
 
 
-def test_one_level_of_one_pixel_makes_it_no_picture_of_this_world():
+def test_a_picture_with_one_changed_pixel_is_refused():
     rng = Random(1)
     prompt = world.all_prompts("counting")[3]
     levels = sent(torch.tensor([world.draw_scene(prompt, rng)]))[0]
@@ -79,7 +79,7 @@ def test_one_level_of_one_pixel_makes_it_no_picture_of_this_world():
             SCORER.score([prompt], [spoiled])
 
 
-def test_what_is_no_picture_of_this_world_is_refused():
+def test_a_picture_of_another_origin_is_refused():
     meadow = torch.full((64,), world.background_code("meadow", "noon", world.SKY_HIGH))
     desert = torch.full((64,), world.background_code("desert", "dusk", world.SKY_HIGH))
     meadow[9] = desert[9] = world.object_code("plain circle", "red", 0)

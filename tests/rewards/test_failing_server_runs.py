@@ -1,4 +1,4 @@
-"""Whole runs against a reward server that fails in every way: no wrong score, no hang, all processes agree."""
+"""Whole runs with a reward server that fails: no wrong score, no hang, and all processes agree."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def cycles_of(folder: Path) -> list[dict]:
 
 
 def run_command(processes: int, program: list[str], checkpoint: Path, out: Path, *more: str):
-    """A tiny run by command, finished."""
+    """The result of a tiny run by command."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -54,17 +54,17 @@ def faulty(request, n):
     return (400, b"") if n in (0, 2, 3) else good(request, n)
 
 
-def test_training_goes_on_without_what_was_lost(checkpoint, tmp_path):
+def test_training_continues_without_the_lost_groups(checkpoint, tmp_path):
     with server(faulty) as (url, _):
         folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", *stub_settings(url)))
     assert [cycle["failed_groups"] for cycle in cycles_of(folder)] == [1, 2, 0]
     assert [cycle["reward_mean"] is None for cycle in cycles_of(folder)] == [False, True, False]
     steps = [r["step"] for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "step" in r]
-    assert steps == [1, 2, 5, 6]  # nothing scored, no step: Adam's momentum would move the weights
+    assert steps == [1, 2, 5, 6]  # no step without scores: Adam's momentum would move the weights
     assert (folder / "report.html").exists()
 
 
-def test_a_server_that_is_down_is_said_before_a_model_is_loaded(tmp_path):
+def test_a_server_that_is_down_is_reported_before_a_model_is_loaded(tmp_path):
     settings = tiny_settings(
         "htgrpo", tmp_path / "no-checkpoint", tmp_path / "run", *stub_settings("http://127.0.0.1:9")
     )
@@ -73,8 +73,8 @@ def test_a_server_that_is_down_is_said_before_a_model_is_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [False, True], ids=["drop-group", "stop"])
-def test_two_processes_agree_on_what_is_lost(stop, checkpoint, tmp_path):
-    """The server refuses one prompt's images: one process's group, on which both go on, or both stop."""
+def test_two_processes_agree_on_the_lost_groups(stop, checkpoint, tmp_path):
+    """The server refuses one prompt's images, a group of one process; both go on, or both stop."""
 
     def answer(request, n):
         return (400, b'{"detail": "never"}') if refused(request) else good(request, n)
@@ -98,7 +98,7 @@ def test_two_processes_agree_on_what_is_lost(stop, checkpoint, tmp_path):
 
 
 class Touches:
-    """A pickle of it makes a file when it is loaded as pickles are."""
+    """Its pickle makes a file when it is loaded by `pickle`."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -108,9 +108,9 @@ class Touches:
 
 
 class FailingServer:
-    """Two rewards behind one port, `stub` and, by pickles, `old`; each prompt says in `fault` what goes wrong with it.
+    """Two rewards behind one port: `stub`, and by pickles `old`. Each prompt names its fault in `fault`.
 
-    When a prompt comes a second time, the server dies for good.
+    When a prompt comes a second time, the server ends and does not come back.
     """
 
     LOST = ("slow", "500", "400", "cut", "count", "nan", "garbage", "attack", "old nan")
@@ -131,7 +131,7 @@ class FailingServer:
             self.context.__exit__(None, None, None)
 
     def close(self, again: bool) -> None:
-        """End the server as the end of its process would, and start another in its place if `again`."""
+        """End the server as the end of its process would; start another on its port if `again`."""
         with self.lock:
             if self.alive:
                 self.alive = again
@@ -168,8 +168,8 @@ class FailingServer:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_against_a_server_that_fails_in_every_way(processes, checkpoint, tmp_path):
-    """Eight cycles of two groups each, every group with its own fault or none; then the server is dead."""
+def test_a_run_survives_a_server_that_fails_in_every_way(processes, checkpoint, tmp_path):
+    """Eight cycles of two groups, each group with a fault of its own or none; then the server is gone."""
     faults = FailingServer.LOST + FailingServer.KEPT
     prompts = world.split_prompts(1)[0][:: len(world.split_prompts(1)[0]) // len(faults)]
     lines = [json.dumps(prompt | {"fault": fault}) for prompt, fault in zip(prompts, faults, strict=False)]
@@ -184,13 +184,13 @@ def test_a_run_against_a_server_that_fails_in_every_way(processes, checkpoint, t
         program = [str(HELPERS / "run_recorded.py"), str(tmp_path / "record")]
         done = run_command(processes, program, checkpoint, tmp_path / "run", *settings)
         tries = failing.tries
-    # It went on through every fault and through one batch with the server dead, and stopped at the next.
+    # It went on through every fault and one batch without a server, and stopped at the next.
     assert done.returncode == (2 if processes == 1 else 1), done.stderr[-3000:]
     said = "8 of the last 10 rollout batches lost a group to a reward that failed"
     assert said in done.stderr and "ConnectError" in done.stderr
     assert not (tmp_path / "executed").exists() and ("attack", True) in tries
 
-    # Every rollout that was kept has the score of its own image, by both servers; the others teach nothing.
+    # Every rollout that was kept has the scores of its own image; the others have no part in training.
     ranks = [list(map(json.loads, file.read_text().splitlines())) for file in sorted((tmp_path / "record").iterdir())]
     assert len(ranks) == processes and all(len(cycles) == 9 for cycles in ranks)
     judged: dict[str, bool] = {}

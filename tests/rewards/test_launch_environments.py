@@ -1,4 +1,4 @@
-"""launch/rewards: an environment is made once, anew for another list, and never half; a stub stands for Python."""
+"""launch/rewards/environment.sh: an environment is made once, or not at all. A stub replaces Python."""
 
 import os
 import subprocess
@@ -42,13 +42,13 @@ def test_an_environment_is_made_once_and_its_server_gets_the_arguments(launch):
     assert launch("fire==0.7.1 einops -- hpsv3==1.0.0", "--setup-only") == (0, "", "", [])
 
 
-def test_another_list_makes_it_anew(launch):
+def test_other_requirements_make_the_environment_anew(launch):
     launch("fire==0.7.1", "--setup-only")
     assert len(launch("fire==0.7.2", "--setup-only")[3]) == 4
     assert launch("fire==0.7.2", "--setup-only")[3] == []
 
 
-def test_one_that_could_not_be_made_is_one_line_and_not_taken_for_made(launch):
+def test_a_failed_installation_is_one_line_and_repeated_next_time(launch):
     code, out, error, _ = launch("fire", "--port", "1", broken="fire")
     assert (code, out) == (2, "")
     line = error.splitlines()[-1]
@@ -56,7 +56,7 @@ def test_one_that_could_not_be_made_is_one_line_and_not_taken_for_made(launch):
     assert len(launch("fire", "--setup-only")[3]) == 4
 
 
-def test_what_has_no_version_keeps_that_of_the_constraints(launch, tmp_path):
+def test_constraints_apply_to_requirements_without_a_version(launch, tmp_path):
     launch("transformers==4.45.2 tqdm 'typer[all]>=0.1' -- 'open_clip-torch @ git+https://x'", "--setup-only")
     ours = set((ROOT / "constraints.txt").read_text().splitlines())
     theirs = set((tmp_path / "environments/some/constraints.txt").read_text().splitlines())
@@ -64,7 +64,7 @@ def test_what_has_no_version_keeps_that_of_the_constraints(launch, tmp_path):
     assert {line.partition("==")[0] for line in ours - theirs} == {"transformers", "typer", "open_clip_torch"}
 
 
-def test_without_a_python_one_line_says_so(launch, tmp_path):
+def test_a_missing_python_is_one_line(launch, tmp_path):
     (tmp_path / "python").write_text("#!/usr/bin/env bash\nexit 1\n")
     assert launch("fire")[:3] == (2, "", "error: no Python 3.11 or newer found (PYTHON=/path/to/python)\n")
 

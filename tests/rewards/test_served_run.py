@@ -1,4 +1,4 @@
-"""A run whose verifier is behind a server is the very run whose verifier is in process."""
+"""A run with its verifier behind a server equals, bit for bit, the run with its verifier in process."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def url():
 
 
 def untimed(folder: Path) -> list[dict]:
-    """The metrics, less what depends on the clock."""
+    """The metrics without times."""
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
@@ -44,12 +44,12 @@ def assert_same_run(out: Path) -> None:
         assert first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
 
 
-def test_the_same_run_in_one_process(url, tmp_path):
+def test_a_served_reward_gives_the_same_run_in_one_process(url, tmp_path):
     train_both(url, tmp_path, "loop.cycles=2")
     assert_same_run(tmp_path)
 
 
-def test_the_same_run_in_two_processes(url, tmp_path):
+def test_a_served_reward_gives_the_same_run_in_two_processes(url, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(HELPERS / "run_served.py"), url, str(tmp_path)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)

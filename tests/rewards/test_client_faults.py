@@ -1,59 +1,13 @@
-"""Everything a reward server can do wrong, on loopback: no wrong score, no hang, the run goes on or stops as set."""
+"""Faults of a reward server, on loopback: no wrong score and no hang, and the run goes on or stops as set."""
 
-import asyncio
-import io
-import os
-import pickle
-import subprocess
 import threading
 import time
 
-import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
 
+from helpers.judging import BRIGHT, Clock, judge, kept, rewards
 from helpers.reward_stub import good, held, seconds_since, server
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.rewards import mix, pickled
-from htgrpo_ext.rewards.settings import RewardSettings
-
-G = 2
-PROMPTS = [{"prompt": f"p{b // G}"} for b in range(4)]
-CODES = torch.zeros(4, 64, dtype=torch.int64)
-SHADES = torch.tensor([0.0, 0.2, 0.9, -0.4])  # an image each
-BRIGHT = [128.0, 153.0, 242.0, 76.0]  # their levels, by hand: round((x + 1) * 127.5)
-
-
-def images() -> torch.Tensor:
-    return SHADES[:, None, None, None].expand(4, 3, 8, 8)
-
-
-class Clock:
-    """Waits no time, and remembers how long it was asked to."""
-
-    def __init__(self):
-        self.waits = []
-
-    async def __call__(self, seconds):
-        self.waits.append(seconds)
-        await asyncio.sleep(0)
-
-
-def rewards(url, clock=None, **changes):
-    term = {"name": "stub", "weight": 1.0, "url": url, "batch_size": 2, "timeout": 5.0}
-    term |= {key: changes.pop(key) for key in ("batch_size", "timeout", "protocol") if key in changes}
-    settings = {"mixing": "sum", "on_failure": "drop-group", "max_failed_share": 1.0, "retries": 2, "deadline": 20.0}
-    settings |= {"overlap": True, "terms": [term], **changes}
-    return mix.Rewards(RewardSettings(**settings), Accelerator(), G, clock or Clock())
-
-
-def judge(found):
-    return found.score(PROMPTS, CODES, images)
-
-
-def kept(judged):
-    return judged.kept_B.tolist()
 
 
 def test_every_image_gets_its_own_score_and_the_pixels_arrive_exactly():
@@ -64,7 +18,7 @@ def test_every_image_gets_its_own_score_and_the_pixels_arrive_exactly():
     assert judged.metrics["stub_mean"] == pytest.approx(sum(BRIGHT) / 4) and judged.metrics["failed_groups"] == 0
 
 
-def test_what_passes_is_tried_again_with_growing_waits():
+def test_transient_errors_are_retried_with_growing_waits():
     for bad in ((500, b""), (503, b"busy"), None):
         clock = Clock()
         with server(lambda request, n, bad=bad: bad if n < 2 else good(request, n)) as (url, seen):
@@ -94,7 +48,7 @@ def test_what_passes_is_tried_again_with_growing_waits():
         ((200, b"{}"), 1, "a reply that cannot be read"),
     ],
 )
-def test_a_failure_for_good_drops_its_group_and_no_other(bad, tries, says):
+def test_a_failed_request_drops_its_group_and_no_other(bad, tries, says):
     def answer(request, n):
         return bad if request["prompts"][0]["prompt"] == "p0" else good(request, n)
 
@@ -108,12 +62,12 @@ def test_a_failure_for_good_drops_its_group_and_no_other(bad, tries, says):
     assert judged.metrics["reward_mean"] == pytest.approx(sum(BRIGHT[2:]) / 2)
 
 
-def test_a_group_that_two_requests_share_is_lost_whole():
+def test_a_group_split_over_two_requests_is_dropped_whole():
     with server(lambda request, n: (400, b"") if len(request["images"]) == 1 else good(request, n)) as (url, _):
         assert kept(judge(rewards(url, batch_size=3))) == [True, True, False, False]
 
 
-def test_a_slow_server_costs_no_more_than_the_deadline():
+def test_a_slow_server_takes_no_longer_than_the_deadline():
     event, start = threading.Event(), time.monotonic()
     with server(held(event)) as (url, _):
         judged = judge(rewards(url, deadline=0.3, timeout=30.0))
@@ -125,9 +79,9 @@ def test_a_slow_server_costs_no_more_than_the_deadline():
         event.set()
 
 
-def test_a_server_restarted_in_the_middle_is_waited_for():
+def test_a_restarted_server_gets_the_request_again():
     class Restart(Clock):
-        """Starts the server while the client waits."""
+        """Starts the server again while the client waits."""
 
         def __init__(self, port):
             super().__init__()
@@ -148,7 +102,7 @@ def test_a_server_restarted_in_the_middle_is_waited_for():
     assert judged.reward_B.tolist() == BRIGHT
 
 
-def test_a_server_that_is_down_or_another_is_said_before_anything_starts():
+def test_a_server_that_is_down_or_lacks_the_reward_is_reported_at_the_start():
     with server(names=("clip", "geneval")) as (url, _), pytest.raises(UserError) as caught:
         rewards(url).start()
     assert str(caught.value) == f"reward stub: the server at {url} has clip, geneval"
@@ -162,7 +116,7 @@ def test_a_server_that_is_down_or_another_is_said_before_anything_starts():
         rewards(url, protocol="reward-server-pickle").start()
 
 
-def test_stop_stops_and_drop_group_stops_when_too_many_batches_failed():
+def test_a_run_stops_at_the_first_failure_or_after_too_many_as_set():
     with server(lambda *_: (400, b'{"detail": "no"}')) as (url, _):
         with pytest.raises(UserError, match=r"status 400: no .*; reward.on_failure is stop"):
             judge(rewards(url, on_failure="stop"))
@@ -172,95 +126,15 @@ def test_stop_stops_and_drop_group_stops_when_too_many_batches_failed():
             judge(found)
 
 
-def test_failures_that_are_long_past_do_not_count():
+def test_failures_older_than_the_window_do_not_count():
     failing = {0, 1, 51, 52}
     with server(lambda request, n: (400, b"") if n in failing else good(request, n)) as (url, _):
         found = rewards(url, max_failed_share=0.04, batch_size=4)
         assert [judge(found).any_kept for _ in range(53)].count(False) == 4
 
 
-def test_the_token_goes_along(monkeypatch):
+def test_requests_carry_the_token(monkeypatch):
     monkeypatch.setenv("HTGRPO_REWARD_TOKEN", "secret")
     with server() as (url, seen):
         judge(rewards(url))
     assert seen[0]["headers"]["Authorization"] == "Bearer secret"
-
-
-# --- pickles --------------------------------------------------------------------------------------------------
-
-
-def by_pickle(value) -> list[float] | str:
-    """What the reward of four images is when the server's reply is the pickle `value`, or how it failed."""
-    reply = value if isinstance(value, bytes) else pickle.dumps(value)
-    with server(lambda *_: (200, reply)) as (url, seen):
-        judged = judge(rewards(url, protocol="reward-server-pickle", batch_size=4))
-    assert seen[0]["prompts"] == ["p0", "p0", "p1", "p1"] and seen[0]["meta_datas"] == PROMPTS
-    return judged.reward_B.tolist() if judged.any_kept else judged.metrics["failure"]
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize(
-    "scores",
-    [
-        [1.0, 2.5, -3.0, 4.0],
-        np.array([1.0, 2.5, -3.0, 4.0]),
-        np.array([1.0, 2.5, -3.0, 4.0], dtype=">f4"),
-        [np.float32(1.0), np.float64(2.5), np.int64(-3), np.float16(4.0)],
-    ],
-    ids=["list", "float64", "big-endian", "scalars"],
-)
-def test_numbers_and_arrays_are_read_from_every_kind_of_pickle(scores, protocol):
-    expected = [float(score) for score in scores]
-    assert pickled.loads(pickle.dumps({"scores": scores}, protocol))["scores"] == expected
-
-
-def test_arrays_keep_their_shape():
-    table = np.arange(6, dtype=np.int32).reshape(2, 3)
-    for array in (table, np.asfortranarray(table)):
-        assert pickled.loads(pickle.dumps(array)) == [[0, 1, 2], [3, 4, 5]]
-
-
-def test_a_server_of_the_old_kind_is_understood():
-    assert by_pickle({"scores": np.array([1.0, 2.0, 3.0, 5.0]), "group_rewards": {"a": [0.5]}}) == [1, 2, 3, 5]
-    assert by_pickle({"scores": [1, 2, 3, 5]}) == [1, 2, 3, 5]
-
-
-class Calls:
-    def __init__(self, function, *arguments):
-        self.recipe = function, arguments
-
-    def __reduce__(self):
-        return self.recipe
-
-
-def test_a_pickle_that_would_execute_code_executes_nothing(tmp_path):
-    mark = tmp_path / "executed"
-    attacks = [
-        pickle.dumps({"scores": [1, 2, 3, 4], "x": Calls(os.system, f"touch {mark}")}),
-        pickle.dumps(Calls(eval, f"open({str(mark)!r}, 'w')")),
-        pickle.dumps(Calls(subprocess.check_call, ["touch", str(mark)])),
-        pickle.dumps(Calls(getattr, "text", "upper")),
-        b"cnumpy.core.multiarray\n_reconstruct\n}(X\x08\x00\x00\x00__func__K\x01u\x86b.",  # alter the reader itself
-        pickle.dumps(np.array([1, "a"], dtype=object)),
-        pickle.dumps(np.zeros(2, dtype=[("a", "f4")])),
-        b"\x80\x04P1\n.",
-    ]
-    for attack in attacks:
-        assert "a reply that cannot be read: Refused" in by_pickle(attack)
-        assert not mark.exists()
-    with pytest.raises(pickled.Refused, match="names posix.system"):
-        pickled.loads(attacks[0])
-    pickle.loads(attacks[0])
-    assert mark.exists()  # the attack is one
-
-
-@pytest.mark.parametrize("data", [b"", b"garbage", pickle.dumps([1.0] * 100)[:-7], b"(" * 10])
-def test_garbage_is_refused(data):
-    with pytest.raises(pickled.Refused):
-        pickled.loads(data)
-
-
-def test_an_array_that_lies_about_its_size_is_refused():
-    buffer = io.BytesIO(pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"K\x64\x85"))
-    with pytest.raises(pickled.Refused, match="shape"):
-        pickled.loads(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""`htgrpo serve-reward` as a command: a reward of one's own, its end by a signal, and mistakes."""
+"""`htgrpo serve-reward` as a command: a reward from a file, the stop by a signal, and mistakes."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def refuses(port: int) -> bool:
     return False
 
 
-def test_a_reward_of_ones_own_is_served_and_sigterm_lets_it_answer(mine):
+def test_a_reward_from_a_file_is_served_and_sigterm_lets_it_reply(mine):
     command = [sys.executable, "-m", "htgrpo_ext.cli", "serve-reward", mine, "--port", "0", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -72,7 +72,7 @@ def test_a_reward_of_ones_own_is_served_and_sigterm_lets_it_answer(mine):
 
 
 def command(monkeypatch, capsys, *arguments) -> str:
-    """What `htgrpo serve-reward ARGUMENTS` complains of."""
+    """The errors of `htgrpo serve-reward ARGUMENTS`."""
     monkeypatch.setattr(sys, "argv", ["htgrpo", "serve-reward", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -105,7 +105,7 @@ def test_mistakes_on_the_command_line_are_one_line_each(mine, monkeypatch, capsy
             assert said.startswith(f"error: {says}") and said.count("\n") == 1, said
 
 
-def test_a_server_open_to_others_without_a_token_is_warned_about(mine, monkeypatch, capsys):
+def test_an_open_server_without_a_token_gives_a_warning(mine, monkeypatch, capsys):
     arguments = [mine, "--port", "0", "--host", "0.0.0.0", "--set", "bonus=1", "--set", "checkpoint=x.pt"]
     monkeypatch.delenv("HTGRPO_REWARD_TOKEN", raising=False)
     warning, error = command(monkeypatch, capsys, *arguments).splitlines()
@@ -114,7 +114,7 @@ def test_a_server_open_to_others_without_a_token_is_warned_about(mine, monkeypat
     assert command(monkeypatch, capsys, *arguments) == error + "\n"
 
 
-def test_the_server_needs_nothing_of_training():
+def test_the_server_imports_no_training_packages():
     code = """if True:
         import sys
         for name in ("transformers", "accelerate", "peft", "trl", "deepspeed"):

@@ -1,4 +1,4 @@
-"""GenEval's verdict: by hand, by another formulation, and by the benchmark's own function."""
+"""GenEval's verdict against examples by hand, another formulation, and the benchmark's own function."""
 
 import ast
 import math
@@ -29,7 +29,7 @@ def test_counts_by_hand():
     three = metadata("counting", (3, "cat"))
     assert verdict(three, *[thing("cat")] * 3) == (True, 1)
     assert verdict(three, *[thing("cat")] * 2) == (False, 2 / 3)
-    assert verdict(three, *[thing("cat")] * 4) == (False, 2 / 3)  # too many: excluded by the benchmark as well
+    assert verdict(three, *[thing("cat")] * 4) == (False, 2 / 3)  # the benchmark excludes too many, too
     assert verdict(three, *[thing("cat")] * 7) == (False, 0)  # never below
     assert verdict(three, *[thing("cat")] * 3, thing("cat", 0.9), thing("dog")) == (True, 1)  # 0.9 does not count
     one = metadata("single_object", ("cat",))
@@ -44,7 +44,7 @@ def test_colors_by_hand():
     red = metadata("colors", ("red", "cat"))
     assert verdict(red, thing("cat", 0.8), colors={0.8: "red"}) == (True, 1)
     assert verdict(red, thing("cat", 0.8), colors={0.8: "blue"}) == (False, 0.5)
-    # The surest alone is asked for the benchmark; the partial reward wants one cat, so colour counts nothing.
+    # The benchmark reads the best cat's colour. For partial credit two cats are not one, so colour is worth 0.
     two = (thing("cat", 0.8), thing("cat", 0.7))
     assert verdict(red, *two, colors={0.8: "red", 0.7: "blue"}) == (True, 0)
     assert verdict(red, *two, colors={0.8: "blue", 0.7: "red"}) == (False, 0)
@@ -61,7 +61,7 @@ def test_positions_by_hand():
     assert verdict(left, thing("cat", x=50), thing("dog", x=0)) == (False, 2 / 3)
     assert verdict(left, thing("cat", y=50), thing("dog", y=0)) == (False, 2 / 3)
     assert verdict(left, thing("cat", x=0)) == (False, 1 / 3)
-    # A second dog: correct by the surest one, but the counts are not exact.
+    # A second dog: correct by the best one, but the counts are not exact.
     assert verdict(left, thing("cat"), thing("dog", x=50), thing("dog", 0.5, x=-90)) == (True, 1 / 3)
 
 
@@ -89,13 +89,13 @@ boxes = st.tuples(numbers, numbers, numbers, numbers).map(lambda b: (b[0], b[1],
 
 
 @given(boxes, boxes)
-def test_a_relation_turned_round_is_its_opposite(a, b):
+def test_swapping_two_boxes_gives_the_opposite_relations(a, b):
     def stands(a, b):
         (ax, ay), (bx, by) = (((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (a, b))
         wide, high = (a[2] - a[0] + b[2] - b[0]) / 10, (a[3] - a[1] + b[3] - b[1]) / 10
         half = math.dist((ax, ay), (bx, by)) / 2
         rule = {"left of": bx - ax - wide, "right of": ax - bx - wide, "above": by - ay - high, "below": ay - by - high}
-        # Ties with half the distance go either way in floating point; none is judged here.
+        # Floating point decides ties with half the distance either way, so no tie is judged here.
         return {name for name, excess in rule.items() if excess > half + 1e-6}, {
             name for name, excess in rule.items() if excess > max(half - 1e-6, 1e-3 - 1e-6)
         }
@@ -107,7 +107,7 @@ def test_a_relation_turned_round_is_its_opposite(a, b):
     assert relations(b, a) == {opposite[name] for name in relations(a, b)}
 
 
-def test_the_surest_sixteen_of_a_class_count():
+def test_at_most_sixteen_objects_of_a_class_count():
     found = objects([thing("cat", 0.3 + i / 100) for i in range(1, 30)], "single_object")
     assert [round(t.score, 2) for t in found["cat"]] == [round(0.59 - i / 100, 2) for i in range(16)]
     assert objects([thing("cat", 0.8)], "counting") == {}
@@ -127,7 +127,7 @@ def test_the_surest_sixteen_of_a_class_count():
         ({"include": [{"class": "cat", "count": 1, "position": ["above", 0]}]}, "a position to no earlier entry"),
     ],
 )
-def test_a_prompt_that_cannot_be_judged_is_one_line(change, says):
+def test_metadata_that_cannot_be_judged_are_refused_in_one_line(change, says):
     good = metadata("position", ("cat", "above", "dog")) | {"exclude": [{"class": "bus", "count": 1}]}
     check(good)
     with pytest.raises(ValueError, match=says):
@@ -148,7 +148,7 @@ def authors_rule(colors):
 
 
 @pytest.mark.upstream
-def test_the_verdict_is_the_benchmarks_own():
+def test_the_verdict_equals_that_of_the_benchmarks_script():
     paint = lambda boxes: [COLORS[int(box[0] + box[1]) % 3] for box in boxes]  # noqa: E731
     theirs = authors_rule(lambda image, things, name: paint([box for box, _ in things]))
     generator = np.random.default_rng(derived_seed("geneval verdicts"))
