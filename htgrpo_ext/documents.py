@@ -38,8 +38,8 @@ class Refused(yaml.MarkedYAMLError):
     """Valid YAML that is not read."""
 
 
-class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = {None: _RESOLVERS}  # text that could be read as something else gets quotes
+class _Dumper(yaml.SafeDumper):  # text that this or another reader takes for something else gets quotes
+    yaml_implicit_resolvers = {None: _RESOLVERS + sum(yaml.SafeLoader.yaml_implicit_resolvers.values(), [])}
 
 
 class _Loader(yaml.SafeLoader):
