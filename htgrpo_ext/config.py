@@ -127,9 +127,9 @@ def config_files(kind: str, names: str) -> list[Path]:
 def _read_file(name: str) -> dict:
     shown, file = one_line(name), Path(name)
     packaged = CONFIGS.parent / name if file.parts[:1] == ("configs",) else CONFIGS / name
-    if not file.exists() and not file.is_absolute():
-        file = next((p for p in (packaged, Path(f"{packaged}.yaml")) if p.is_file()), file)
     try:
+        if not file.exists() and not file.is_absolute():
+            file = next((p for p in (packaged, Path(f"{packaged}.yaml")) if p.is_file()), file)
         with file.open("rb") as opened:
             content = opened.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:

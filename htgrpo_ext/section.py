@@ -13,7 +13,8 @@ Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what both numpy and torch take
 Cycles = Annotated[int, Field(gt=0, le=1_000_000)]  # a thousand times a published run
-Updates = Annotated[int, Field(gt=0, le=256)]  # K; the views of all K updates are held at once, and the paper has 8
+MOST_UPDATES = 256  # K: the views of all K updates are held at once, and the paper has 8
+Updates = Annotated[int, Field(gt=0, le=MOST_UPDATES)]
 Rows = Annotated[int, Field(gt=0, le=65_536)]  # prompts, images or rows of a batch; published runs have 128
 Tokens = Annotated[int, Field(gt=0, le=4_096)]  # LLaDA's context, and the tokens of a picture of 1,024 x 1,024 pixels
 Seconds = Annotated[float, Field(gt=0, le=86_400)]  # a day

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from htgrpo_ext.section import Section, Share
+from htgrpo_ext.section import Section, Share, Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class Lora(Section):
-    rank: PositiveInt
-    alpha: PositiveInt
+    rank: Tokens  # at most the width of the 8B models, where an adapter is as large as its matrix
+    alpha: Tokens
     dropout: Share
     targets: Annotated[list[str], Field(min_length=1)]
 

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import model_validator
 
-from htgrpo_ext.section import Section
+from htgrpo_ext.section import Positive, Section
 
 
 class PromptSource(Section):
     format: Literal["micro", "geneval", "text", "dataset"]
     path: Path | None = None
     column: str = "prompt"
-    weight: PositiveFloat = 1.0
+    weight: Positive = 1.0
 
     @model_validator(mode="after")
     def _has_what_it_reads(self) -> Self:

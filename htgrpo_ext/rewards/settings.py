@@ -1,24 +1,24 @@
 """The `reward` section of a run's settings. configs/model/micro.yaml says what each key means."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from htgrpo_ext.rewards.registry import REWARDS, Reward
-from htgrpo_ext.section import Section, Share
+from htgrpo_ext.section import Positive, Rows, Seconds, Section, Share
 
 
 class RewardTerm(Section):
     name: str
-    weight: PositiveFloat
-    scale: PositiveFloat = 1.0
+    weight: Positive
+    scale: Positive = 1.0
     url: str | None = None
     protocol: Literal["json", "reward-server-pickle"] = "json"
     options: dict[str, str | int | float | bool] = {}
     device: str | None = None
-    batch_size: PositiveInt = 16
-    timeout: PositiveFloat = 60.0
+    batch_size: Rows = 16
+    timeout: Seconds = 60.0
 
     @field_validator("name")
     @classmethod
@@ -50,8 +50,8 @@ class RewardSettings(Section):
     mixing: Literal["sum", "normalise-then-sum"]
     on_failure: Literal["drop-group", "stop"]
     max_failed_share: Share
-    retries: NonNegativeInt
-    deadline: PositiveFloat
+    retries: Annotated[int, Field(ge=0, le=100)]  # each waits longer than the one before
+    deadline: Seconds
     overlap: bool
     terms: list[RewardTerm]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class LladaModelSection(ModelSection):
     dtype: Literal["bfloat16", "float32"]
     activation_checkpointing: bool
-    prompt_length: Annotated[int, Field(ge=4)]
+    prompt_length: Annotated[int, Field(ge=4, le=4_096)]  # the context that LLaDA was trained with
     vq_checkpoint: Path | None
 
     def lora_targets(self, lora: Lora) -> list[str] | str:

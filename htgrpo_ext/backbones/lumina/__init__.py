@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 
 PIXELS = 16  # of a code's side
+MOST_PIXELS = 2_048  # of an image's side: 16 times the tokens of the paper's
 
 
 class Lumina(LladaModelSection):
     """Settings of MODEL=lumina."""
 
     name: Literal["lumina"]
-    height: Annotated[int, Field(ge=PIXELS, multiple_of=PIXELS)]
-    width: Annotated[int, Field(ge=PIXELS, multiple_of=PIXELS)]
+    height: Annotated[int, Field(ge=PIXELS, le=MOST_PIXELS, multiple_of=PIXELS)]
+    width: Annotated[int, Field(ge=PIXELS, le=MOST_PIXELS, multiple_of=PIXELS)]
 
     @property
     def num_image_tokens(self) -> int:
