@@ -49,7 +49,7 @@ class LoopSettings(Section):
     clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
     kl_coefficient: NonNegativeFloat
     save_steps: PositiveInt
-    save_minutes: PositiveFloat | None = 30.0
+    save_minutes: Annotated[float, Field(gt=0)] | None = 30.0
 
 
 class LogSettings(Section):
@@ -77,13 +77,6 @@ class RunSettings(Section):
     reward: RewardSettings
     eval: AnyBenchmark | None = None  # None: the run is not evaluated
     log: LogSettings
-
-    @field_validator("name", "label")
-    @classmethod
-    def _a_folders_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name.isprintable() or "/" in name or name.strip(". ") == "" or len(name) > 100):
-            raise ValueError(f"`{name[:40]}` cannot name a folder: at most 100 characters, and no `/`")
-        return name
 
     @field_validator("prompts")
     @classmethod
