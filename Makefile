@@ -123,7 +123,7 @@ $(TEST_CLIP): $(READY)
 	@touch $@
 
 train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## Train: MODEL, METHOD, REWARD, ABLATION, SEED, LOOP, LAUNCH, CHECKPOINT, SET, RESUME=1
-	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(filter-out 0,$(RESUME)),--resume)
+	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)

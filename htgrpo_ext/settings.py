@@ -79,13 +79,6 @@ class RunSettings(Section):
     eval: AnyBenchmark | None = None  # None: the run is not evaluated
     log: LogSettings
 
-    @field_validator("name", "label")
-    @classmethod
-    def _a_folders_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name.isprintable() or "/" in name or name.strip(". ") == "" or len(name) > 100):
-            raise ValueError(f"`{name[:40]}` cannot name a folder: at most 100 characters, and no `/`")
-        return name
-
     @field_validator("prompts")
     @classmethod
     def _some_prompts(cls, prompts: list[PromptSource]) -> list[PromptSource]:
