@@ -62,6 +62,8 @@ FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablati
 SETS := $(if $(CHECKPOINT),--set 'model.checkpoint=$(CHECKPOINT)') $(foreach s,$(SET),--set '$(s)')
 HTGRPO := $(if $(filter-out none,$(LAUNCH)),accelerate launch --config_file configs/accelerate/$(LAUNCH).yaml \
 	-m htgrpo_ext.cli,htgrpo)
+# Installs packages, and takes them out again if the modules named first cannot be imported.
+INSTALL := $(BIN)/python launch/install.py
 PATCHES := $(PYTHON) -m htgrpo_ext.maskgrpo.patches
 empty :=
 comma := ,
@@ -86,29 +88,36 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found (make PYTHON=/path/to/python)" >&2; exit 2; }
 	@echo "setting up $(VENV) with $(PYTHON); this takes a few minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --retries 1 --no-deps -c constraints.txt torch \
+	@echo "installing torch"
+	@$(INSTALL) os -qq --retries 1 --no-deps -c constraints.txt torch \
 		$(addprefix --extra-index-url ,$(TORCH_INDEX))
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@echo "installing htgrpo_ext and what it needs"
+	@$(INSTALL) htgrpo_ext.workflow.train,htgrpo_ext.rewards.server,diffusers --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
 setup-upstream: $(READY_UPSTREAM)  ## Add what MaskGRPO's loop needs: TRL, DeepSpeed and more
 
 $(READY_UPSTREAM): $(READY)
 	@echo "adding what MaskGRPO's loop needs; this takes a few minutes, once"
-	@$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[upstream]"
-	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation deepspeed
+	@$(INSTALL) setuptools,wheel --quiet -c constraints.txt setuptools wheel
+	@$(INSTALL) trl,datasets,diffusers,einops,jaxtyping,omegaconf,sentencepiece,wandb --quiet -c constraints.txt \
+		-e ".[upstream]"
+	@echo "building DeepSpeed"
+	@DS_BUILD_OPS=0 $(INSTALL) deepspeed --quiet -c constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
 setup-clip: $(READY_CLIP)  ## Add what the rewards clip and aesthetic need in process: open_clip
 
 # torchvision has to be built for the same torch, so it comes from the same index.
 $(READY_CLIP): $(READY)
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[clip]" $(addprefix --extra-index-url ,$(TORCH_INDEX))
+	@echo "adding open_clip for the rewards clip and aesthetic; this takes a minute, once"
+	@$(INSTALL) torchvision,open_clip,transformers.image_utils --quiet -c constraints.txt -e ".[clip]" \
+		$(addprefix --extra-index-url ,$(TORCH_INDEX))
 	@touch $@
 
 # For tests only, and beside the environment: see tests/helpers/open_clip_here.py.
 $(TEST_CLIP): $(READY)
+	@echo "adding open_clip for the tests, in $(VENV)/clip"
 	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt --target $(VENV)/clip \
 		open_clip_torch torchvision timm ftfy wcwidth
 	@touch $@

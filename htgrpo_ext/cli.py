@@ -1,5 +1,6 @@
 """The `htgrpo` command. Each subcommand reads its arguments and calls one function."""
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from htgrpo_ext import __version__
-from htgrpo_ext.errors import UserError, one_line
+from htgrpo_ext.errors import Stopped, UserError, one_line
 
 app = typer.Typer(
     help="HT-GRPO for masked-diffusion image generators, and its baselines.",
@@ -206,6 +207,10 @@ def main() -> None:
     """Run the command. Each of a user's mistakes is one `error:` line; the exit code is then 2. Control-C: 130."""
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":  # every process of a run stops
+            print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signum)
     except Exception as error:
         for line in _lines(error):
             print(f"error: {one_line(line, 2000)}", file=sys.stderr)

@@ -1,11 +1,20 @@
-"""The one exception that is meant for the user, and text that is safe to print in its line."""
+"""The exceptions that are meant for the user."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that says what is wrong, where, and what to do. Exit code 2."""
+    """A mistake the user can correct: one line that says what is wrong, where, and what to do. Exit code 2."""
 
 
-def one_line(text: str, limit: int = 300) -> str:
-    """The text without line ends and control characters, which are escaped, and cut to `limit` characters."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
-    return shown if len(shown) <= limit else f"{shown[:limit]}.."
+class Stopped(Exception):
+    """A signal asked the command to stop, and it did: one line. Exit code 128 + `signum`."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """A text of unknown origin for an error message: one line without control characters, at most `most` characters."""
+    printable = "".join(each if each.isprintable() else " " for each in str(text)[: 50 * most])
+    line = " ".join(printable.split())
+    return line if len(line) <= most else f"{line[: most - 2]}.."

@@ -1,8 +1,10 @@
 """Files that a reader, or a crash, never sees half written; folders that are known to take files."""
 
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from htgrpo_ext.errors import UserError
@@ -46,3 +48,28 @@ def sync_tree(folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+
+
+@contextmanager
+def new_folder(out: Path, size: int) -> Iterator[Path]:
+    """A folder to write into. It becomes `out` if all goes well, and is removed otherwise.
+
+    size  bytes that will be written
+
+    Raises UserError if `out` is there and not empty, if it cannot be written, or if the disk has no room for it.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: exists already; give another --out")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if (free := shutil.disk_usage(partial).free) < size:
+            raise UserError(f"{out}: {size / 1e9:.1f} GB do not fit on this disk, {free / 1e9:.1f} GB are free (--out)")
+        yield partial
+        sync_tree(partial)
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error}; --out)") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -50,6 +50,7 @@ class LoopSettings(Section):
     clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
     kl_coefficient: NonNegative
     save_steps: Cycles
+    save_minutes: Positive | None = 30.0
 
 
 class LogSettings(Section):
@@ -77,6 +78,13 @@ class RunSettings(Section):
     reward: RewardSettings
     eval: AnyBenchmark | None = None  # None: the run is not evaluated
     log: LogSettings
+
+    @field_validator("name", "label")
+    @classmethod
+    def _a_folders_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name.isprintable() or "/" in name or name.strip(". ") == "" or len(name) > 100):
+            raise ValueError(f"`{name[:40]}` cannot name a folder: at most 100 characters, and no `/`")
+        return name
 
     @field_validator("prompts")
     @classmethod

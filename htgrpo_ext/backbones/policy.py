@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from htgrpo_ext.core.randomness import derived_seed
+from htgrpo_ext.core.views import Prompts
 
 
 def is_target(name: str, targets: str | Sequence[str]) -> bool:
@@ -71,6 +72,10 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def on_device(self, prompts: Prompts) -> Prompts:
+        """The prompts, where the model is."""
+        return Prompts(*(t.to(self.device) for t in prompts))
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -4,13 +4,13 @@ A backbone is a folder with a subclass of `ModelSection` and a line in `BACKBONE
 subclass imports the model inside its methods.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from htgrpo_ext.section import Section, Share, Tokens
+from htgrpo_ext.section import Section, Share
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class Lora(Section):
-    rank: Tokens  # at most the width of the 8B models, where an adapter is as large as its matrix
-    alpha: Tokens
+    rank: Annotated[int, Field(ge=1, le=4096)]  # the width of 8B models: a larger one is more than the whole matrix
+    alpha: Annotated[int, Field(ge=1, le=2**20)]
     dropout: Share
     targets: Annotated[list[str], Field(min_length=1)]
 
@@ -69,6 +69,13 @@ class ModelSection(Section):
     def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "Backbone":
         """The backbone with its checkpoint loaded; see `load_backbone`."""
         raise NotImplementedError
+
+    def prompt_encoder(self) -> "Callable[[Sequence[str]], Prompts]":
+        """What `Backbone.encode_prompts` does, before the model is loaded for training. Raises UserError.
+
+        A model that takes long to load answers without its weights.
+        """
+        return self.load("cpu", 0, frozen=True).encode_prompts
 
     def sizes(self) -> "Sizes":
         """The sizes that memory and time follow from; nothing is loaded. Raises UserError for a bad config.json."""

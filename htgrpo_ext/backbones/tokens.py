@@ -1,26 +1,65 @@
 """Tokenizers of published checkpoints, checked against the ids that a prompt layout needs."""
 
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from htgrpo_ext.backbones.checkpoints import first_line
 from htgrpo_ext.errors import UserError
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder. No code in the folder is run. Raises UserError if it cannot be loaded."""
+    """The tokenizer of a checkpoint folder. No code in the folder is run, and no network is used.
+
+    Raises UserError if it cannot be loaded.
+    """
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from None
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a broken file leads to any exception in there
+        raise UserError(f"{folder}: no tokenizer can be loaded ({first_line(error)})") from None
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text, as the tokenizer gives them."""
     encoded: Any = tokenizer(list(texts))
     return encoded["input_ids"]
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    before: str = "",
+    after: str = "",
+    marks: Sequence[str] = (),
+) -> list[list[int]]:
+    """Ids of before + text + after for each of a user's texts.
+
+    marks  further texts that only the template may use, whether or not they are tokens of their own
+
+    Raises UserError for a text that is no valid Unicode, and for one in which the tokenizer, or `marks`, sees a marker:
+    it would end the template early, or put a mask into the prompt.
+    """
+
+    def refuse(text: str, mark: Any) -> NoReturn:
+        raise UserError(f"prompt {text[:40]!r}: `{mark}` is a marker of the model and cannot be part of a prompt")
+
+    for text in texts:
+        if re.search("[\ud800-\udfff]", text):
+            raise UserError(f"prompt {text[:40]!r}: has half of a surrogate pair, which is no character")
+        for mark in marks:
+            if mark in text:
+                refuse(text, mark)
+    added = tokenizer.added_tokens_decoder.keys()
+    template, *rows = token_ids(tokenizer, [before + after, *(before + text + after for text in texts)])
+    own = Counter(token for token in template if token in added)
+    for text, row in zip(texts, rows, strict=True):
+        for surplus in Counter(token for token in row if token in added) - own:
+            refuse(text, tokenizer.convert_ids_to_tokens(surplus))
+    return rows
 
 
 def _is_marker(tokenizer: PreTrainedTokenizerFast, token_id: int) -> bool:

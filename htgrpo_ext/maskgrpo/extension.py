@@ -108,10 +108,6 @@ class Extension:
         count = self.loop.updates_per_rollout
         return self.method.update_index(self.update, self.micro.place, self.loop.micro_batches, count)
 
-    def update_index(self, micro_step_index: int) -> int:
-        """The same for the hook, which also says what MaskGRPO would train: that follows micro-steps."""
-        return self.index
-
     def log_probs(self, index: int) -> LogProbs:
         """Log-probabilities of update `index` in this optimizer step, computed at the first request."""
         key, answers = (self.step, index), self.micro.answers

@@ -10,6 +10,7 @@ P prompts, G rollouts per prompt, K updates.
 import functools
 import os
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,11 +20,12 @@ from torch.utils.data import Dataset
 
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.base import Backbone
+from htgrpo_ext.backbones.llada.transformer import check_llada
 from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.mmada.backbone import magvit_class
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.errors import UserError
-from htgrpo_ext.maskgrpo.checkpoints import complete_checkpoints, steps_done
+from htgrpo_ext.errors import Stopped, UserError
+from htgrpo_ext.maskgrpo.checkpoints import complete_checkpoints, refuse_damaged
 from htgrpo_ext.maskgrpo.extension import Extension
 from htgrpo_ext.maskgrpo.patches.series import require_applied
 from htgrpo_ext.methods.remasking import MaskGRPO
@@ -31,6 +33,7 @@ from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import save_weights
 from htgrpo_ext.train.folder import newest_checkpoint, open_folder
+from htgrpo_ext.train.guard import WeightsLost
 from htgrpo_ext.train.run import Run, prepare_run
 
 if TYPE_CHECKING:
@@ -154,6 +157,7 @@ def published_parts(settings: RunSettings, device: torch.device) -> dict:
     from transformers import AutoTokenizer, set_seed
 
     section = cast(Mmada, settings.model)
+    check_llada(section.checkpoint)  # MaskGRPO's class would draw the weights that are missing
     set_seed(settings.seed)
     model = MMadaModelLM.from_pretrained(section.checkpoint, torch_dtype=getattr(torch, section.dtype)).to(device)
     vq_model = cast(Any, magvit_class()).from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)
@@ -169,14 +173,27 @@ def published_parts(settings: RunSettings, device: torch.device) -> dict:
     )
 
 
+@dataclass
 class MaskGRPOLoop:
     """See `TrainingLoop`."""
 
-    def __init__(self, run: Run, backbone: Backbone | None, trainer: "LoopTrainer", checkpoint: Path | None = None):
-        self.run, self.backbone, self.trainer, self.checkpoint = run, backbone, trainer, checkpoint
+    run: Run
+    backbone: Backbone | None
+    trainer: "LoopTrainer"
+    checkpoint: Path | None = None  # to continue from
 
     def train(self) -> None:
-        self.trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
+        try:
+            with self.run.stop.postponed():
+                self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        except WeightsLost:
+            raise
+        except (UserError, Stopped):  # raised before a cycle's first update, or after its last
+            self.trainer.save_whole_cycles()
+            raise
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        return checkpoints_of(self.run.settings)
 
     def save_model(self, folder: Path) -> None:
         save_weights(self.trainer.accelerator.unwrap_model(self.trainer.model), folder)
@@ -217,8 +234,16 @@ def start(settings: RunSettings, resume: bool = False) -> MaskGRPOLoop:
     Raises UserError as `make_loop` does, and for a folder that holds a run (without `resume`).
     """
     require_upstream()
-    checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
+    found = checkpoints_of(settings)
+    checkpoint = newest_checkpoint(settings, found, resume)
+    if checkpoint:
+        refuse_damaged(checkpoint)
     loop = make_loop(settings)
     loop.checkpoint = checkpoint
-    open_folder(loop.run, steps_done(checkpoint) // settings.loop.updates_per_rollout if checkpoint else 0)
+    open_folder(loop.run, found[-1][0] if checkpoint else 0)
     return loop
+
+
+def checkpoints_of(settings: RunSettings) -> list[tuple[int, Path]]:
+    """Cycles done and folder of each of a run's complete checkpoints, oldest first."""
+    return complete_checkpoints(settings.folder / "checkpoints", settings.loop.updates_per_rollout)

@@ -5,6 +5,7 @@ This module imports MaskGRPO's code, so launch.py imports it only after it has f
 B rollouts of a process's micro-batch, L prompt tokens, N image tokens, K updates.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
-from htgrpo_ext.maskgrpo.checkpoints import COMPLETE
+from htgrpo_ext.maskgrpo.checkpoints import COMPLETE, mark_complete
 from htgrpo_ext.maskgrpo.extension import Answer, CycleRow, Extension, Policy
 from htgrpo_ext.rewards.mix import JudgedBatch, pooled
 from htgrpo_ext.rollouts.generate import mean_entropy
@@ -88,7 +89,33 @@ class LoopTrainer(MaskGRPOTrainer):
         optimizer = super().create_optimizer()
         # DeepSpeed drops an empty group, and the scheduler would find one learning rate too many.
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        self.run.guard.protect(optimizer)
         return optimizer
+
+    def _prepare_inputs(self, inputs: list[CycleRow]) -> dict:
+        if self.state.global_step % self.num_iterations == 0:  # a cycle begins: nothing is lost by stopping now
+            self.run.stop.check()
+        return super()._prepare_inputs(inputs)
+
+    def compute_loss(self, *arguments, **keywords) -> Tensor:
+        loss = super().compute_loss(*arguments, **keywords)
+        self.run.guard.watch(loss)
+        return loss
+
+    def end_cycle(self, cycles_done: int) -> None:
+        """Note that a checkpoint is due; stop if asked to. The records of the cycle are written."""
+        self.control.should_save = self.control.should_save or self.run.save_due(cycles_done)
+        self.run.check()
+
+    def save_whole_cycles(self) -> None:
+        """Write a checkpoint if the weights are those of whole cycles, and it is not there yet."""
+        steps = self.state.global_step
+        if steps and steps % self.num_iterations == 0 and not (self._checkpoint / COMPLETE).exists():
+            self._save_checkpoint(self.model, None)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
 
     def _load_rng_state(self, checkpoint) -> None:
         # transformers 4.46.0 reads numpy's state by torch.load, which since torch 2.6 must be told that it may.
@@ -100,7 +127,8 @@ class LoopTrainer(MaskGRPOTrainer):
         super()._save_checkpoint(*arguments, **keywords)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            mark_complete(self._checkpoint)
+        self.run.saved_at = time.monotonic()
 
 
 class ExtendedTrainer(LoopTrainer):
@@ -175,6 +203,7 @@ class ExtendedTrainer(LoopTrainer):
         loss = loss * self.extension.kept_share()
         self.extension.record(loss, inputs["advantages"])
         self._learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.run.guard.nothing_to_train = not any(micro.judged.any_kept for micro in self.extension.cycle)
         # transformers 4.46.0 adds up over the micro-batches, where it should average.
         return loss / self.args.gradient_accumulation_steps
 
@@ -199,6 +228,7 @@ class ExtendedTrainer(LoopTrainer):
         if cycle == run.settings.loop.cycles - 1:
             reward, shown = judged.reward_B[0].item(), (first.rollout, first.batch, first.updates)
             save_shown_rollout(run, extension.backbone, first.tasks[0], reward, *shown)
+        self.end_cycle(cycle + 1)
 
 
 class PublishedTrainer(LoopTrainer):
@@ -231,3 +261,4 @@ class PublishedTrainer(LoopTrainer):
             write_cycle(self.run, cycle, pooled([judged.metrics for judged in self._judged], self.num_generations))
             save_pictures(self.run, cycle, self._shown[0], lambda: self._shown[1])
             self._judged = []
+            self.end_cycle(cycle + 1)

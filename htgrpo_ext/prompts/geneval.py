@@ -27,8 +27,8 @@ from pathlib import Path
 
 from htgrpo_ext.core.randomness import derived_seed
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.prompts.files import read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
-from htgrpo_ext.prompts.sources import read_prompts
 from htgrpo_ext.rewards.geneval import CLASSES, COLORS, RELATIONS, TASKS
 
 SHARES = {"single_object": 1, "two_object": 1, "counting": 5, "colors": 1, "position": 7, "color_attr": 3}
@@ -157,7 +157,7 @@ def write_training_set(count: int, seed: int, exclude: Path, out: Path) -> str:
             f"{exclude}: no such file; it lists GenEval's prompts, which the set leaves out (run `make upstream`, or "
             "give --exclude evaluation_metadata.jsonl of github.com/djghosh13/geneval)"
         )
-    benchmark = read_prompts(PromptSource(format="geneval", path=exclude))
+    benchmark = [line.prompt for line in read_prompts(PromptSource(format="geneval", path=exclude))]
     prompts = training_set(count, seed, benchmark)
     partial = out.with_name(out.name + ".partial")
     try:

@@ -7,15 +7,24 @@ from pydantic import model_validator
 
 from htgrpo_ext.section import Positive, Section
 
+SPLITS = {  # of a dataset, each with the words that name it in a file's or folder's name, as Hugging Face has them
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
 
 class PromptSource(Section):
-    format: Literal["micro", "geneval", "text", "dataset"]
+    format: Literal["micro", "geneval", "text", "jsonl", "dataset"]
     path: Path | None = None
     column: str = "prompt"
+    split: Literal["train", "validation", "test"] | None = None
     weight: Positive = 1.0
 
     @model_validator(mode="after")
     def _has_what_it_reads(self) -> Self:
         if (self.path is None) != (self.format == "micro"):
             raise ValueError(f"format {self.format} takes {'no' if self.format == 'micro' else 'a'} path")
+        if self.split and self.format != "dataset":
+            raise ValueError(f"format {self.format} has no split")
         return self

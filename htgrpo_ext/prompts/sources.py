@@ -2,21 +2,19 @@
 
 Sources have no state, so a resumed run gets the same prompts as an uninterrupted one. Every process computes all
 prompts of a cycle and takes its share, so the number of processes does not matter.
-
-A prompt is a dictionary with at least {"prompt": text}, and GenEval's metadata if the source has them.
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from htgrpo_ext.core.randomness import derived_generator
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.micro import world
+from htgrpo_ext.prompts.files import Line, read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
+
+ENCODED_AT_ONCE = 1000
 
 
 class MicroWorld:
@@ -25,7 +23,8 @@ class MicroWorld:
     def __init__(self, seed: int, per_cycle: int, held_out: int):
         self.seed, self.per_cycle = seed, per_cycle
         self.pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-        for prompt in world.split_prompts(held_out)[0]:
+        self.lines = [Line(prompt, "the micro world") for prompt in world.split_prompts(held_out)[0]]
+        for prompt, _ in self.lines:
             self.pool[prompt["tag"]].append(prompt)
 
     def prompt(self, number: int) -> dict:
@@ -42,17 +41,17 @@ class Shuffled:
     name  gives this source an order of its own
     """
 
-    def __init__(self, prompts: Sequence[dict], seed: int, name: str):
-        self.prompts, self.seed, self.name = prompts, seed, name
+    def __init__(self, lines: Sequence[Line], seed: int, name: str):
+        self.lines, self.seed, self.name = lines, seed, name
         self._round, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def prompt(self, number: int) -> dict:
         """Prompt `number` of this source, from 0."""
-        round_, place = divmod(number, len(self.prompts))
+        round_, place = divmod(number, len(self.lines))
         if round_ != self._round:
             generator = derived_generator(self.seed, "prompt order", self.name, round_)
-            self._round, self._order = round_, torch.randperm(len(self.prompts), generator=generator)
-        return self.prompts[int(self._order[place])]
+            self._round, self._order = round_, torch.randperm(len(self.lines), generator=generator)
+        return self.lines[int(self._order[place])].prompt
 
 
 class PromptSources:
@@ -74,6 +73,21 @@ class PromptSources:
         self._turns: list[tuple[int, int]] = []  # for each prompt since the start: source, and its number there
         self._given = [0] * len(self.sources)
 
+    def check(self, encode: Callable[[Sequence[str]], object]) -> None:
+        """Encode every prompt once. Raises UserError, with file and line, for one that the model cannot read."""
+        for source in self.sources:
+            for start in range(0, len(source.lines), ENCODED_AT_ONCE):
+                lines = source.lines[start : start + ENCODED_AT_ONCE]
+                try:
+                    encode([line.prompt["prompt"] for line in lines])
+                except UserError:
+                    for prompt, place in lines:
+                        try:
+                            encode([prompt["prompt"]])
+                        except UserError as error:
+                            raise UserError(f"{place}: {error}") from None
+                    raise
+
     def cycle(self, cycle: int) -> list[dict]:
         """The prompts of a cycle, over all processes."""
         while len(self._turns) < (cycle + 1) * self.per_cycle:
@@ -88,68 +102,3 @@ class PromptSources:
         source = behind.index(max(behind))
         self._given[source] += 1
         return source, self._given[source] - 1
-
-
-def read_prompts(source: PromptSource) -> list[dict]:
-    """All prompts of a file or a folder. Raises UserError naming file and line."""
-    path = source.path
-    if path is None or not path.exists():
-        raise UserError(f"{path}: no such file (prompts.path)")
-    if source.format == "dataset":
-        prompts = [{"prompt": text} for text in _column(path, source.column)]
-    else:
-        prompts = list(_lines(path, source.format))
-    if not prompts:
-        raise UserError(f"{path}: holds no prompt")
-    return prompts
-
-
-def _lines(path: Path, format: str) -> Iterator[dict]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if format == "text":
-            yield {"prompt": line.strip()}
-            continue
-        prompt: Any = None
-        try:
-            prompt = json.loads(line)
-            entries = [(entry["class"], entry["count"]) for entry in prompt["include"]]
-            right = isinstance(prompt["prompt"], str) and isinstance(prompt["tag"], str) and entries
-        except (ValueError, KeyError, TypeError):
-            right = False
-        if not right:
-            raise UserError(f"{path}:{number}: not GenEval metadata (a JSON object with tag, include and prompt)")
-        yield prompt
-
-
-def _column(path: Path, column: str) -> list[str]:
-    """A text column of a parquet file, of a folder of them, or of a dataset saved by Hugging Face's `save_to_disk`."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError("prompts of format dataset need pyarrow (pip install 'htgrpo-ext[dataset]')") from None
-    files = [path] if path.is_file() else sorted([*path.rglob("*.parquet"), *path.rglob("*.arrow")])
-    files = [file for file in files if not file.name.startswith("cache-")]  # what `datasets` keeps of a map or filter
-    texts: list[str] = []
-    for file in files:
-        try:
-            if file.suffix == ".arrow":
-                with pyarrow.memory_map(str(file)) as source:
-                    table = pyarrow.ipc.open_stream(source).read_all()
-            else:
-                table = parquet.read_table(file)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{file}: not a parquet or arrow file ({str(error).splitlines()[0]})") from None
-        if column not in table.column_names:
-            raise UserError(f"{file}: no column `{column}` (it has {', '.join(table.column_names)}; prompts.column)")
-        values = table[column].to_pylist()
-        if not all(isinstance(value, str) for value in values):
-            raise UserError(f"{file}: column `{column}` holds something else than text")
-        texts += values
-    return texts

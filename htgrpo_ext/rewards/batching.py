@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from htgrpo_ext.rewards import fault_of
 from htgrpo_ext.rewards.scorers import Scorer
 
 QUEUE = 2048  # images that may wait; a client is better told to come again than made to wait for hours
@@ -150,8 +151,8 @@ class Batcher:
     def _deliver(self, piece: _Piece, scores: Sequence[float]) -> None:
         request = piece.request
         for i, score in enumerate(scores, piece.start):
-            if not math.isfinite(score):
-                self._fail(piece, ValueError(f"image {i}: its {request.reward} is {score}, no finite number"))
+            if fault := fault_of(score):
+                self._fail(piece, ValueError(f"image {i}: its {request.reward} {fault}"))
                 return
         with self._changed:
             request.scores[piece.start : piece.start + len(scores)] = scores

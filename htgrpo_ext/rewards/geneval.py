@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from htgrpo_ext.errors import one_line
+
 # The detector's 80 classes in COCO's order, named as in GenEval's prompts.
 CLASSES = tuple(
     """
@@ -118,21 +120,22 @@ def judge(
     return Verdict(None not in groups and not surplus, sum(shares) / len(shares))
 
 
-def check(prompt: dict) -> None:
-    """Raise ValueError, one line, unless a prompt has GenEval metadata that can be judged."""
-    text = str(prompt.get("prompt"))[:60]
+def check(prompt: dict, classes: Sequence[str] = CLASSES, colors: Sequence[str] = COLORS) -> None:
+    """Raise ValueError, one line, unless a prompt has GenEval metadata that can be judged and met."""
+    text = one_line(prompt.get("prompt"), 60)
     include, exclude = prompt.get("include"), prompt.get("exclude", [])
     lists = isinstance(include, list) and isinstance(exclude, list)
     if not (lists and include and isinstance(prompt.get("tag"), str)):
         raise ValueError(f"prompt `{text}`: no GenEval metadata (tag, include)")
     for i, entry in enumerate([*include, *exclude]):
         try:
-            name, count, color = entry["class"], entry["count"], entry.get("color", COLORS[0])
+            name, count, color = entry["class"], entry["count"], entry.get("color", colors[0])
             relation, other = entry.get("position", (RELATIONS[0], 0))
         except (TypeError, KeyError, ValueError, AttributeError):
-            raise ValueError(f"prompt `{text}`: an entry that is no GenEval metadata: {str(entry)[:80]}") from None
-        if name not in CLASSES or color not in COLORS or relation not in RELATIONS:
-            raise ValueError(f"prompt `{text}`: not a class, colour or relation of GenEval: {str(entry)[:80]}")
-        earlier = isinstance(other, int) and ("position" not in entry or 0 <= other < i < len(include))
-        if type(count) is not int or count < 1 or not earlier:
-            raise ValueError(f"prompt `{text}`: a count below 1, or a position to no earlier entry: {str(entry)[:80]}")
+            raise ValueError(f"prompt `{text}`: an entry that is no GenEval metadata: {one_line(entry, 80)}") from None
+        if name not in classes or color not in colors or relation not in RELATIONS:
+            raise ValueError(f"prompt `{text}`: not a class, colour or relation of GenEval: {one_line(entry, 80)}")
+        if type(count) is not int or not 1 <= count <= MAX_OBJECTS + (i >= len(include)):
+            raise ValueError(f"prompt `{text}`: a count that is not 1 to {MAX_OBJECTS}: {one_line(entry, 80)}")
+        if type(other) is not int or "position" in entry and not 0 <= other < i < len(include):
+            raise ValueError(f"prompt `{text}`: a position to no earlier entry: {one_line(entry, 80)}")

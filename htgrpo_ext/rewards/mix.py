@@ -10,9 +10,10 @@ B rollouts of this process, P prompts, G rollouts per prompt; W rollouts of all 
 """
 
 import asyncio
+import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
@@ -25,13 +26,15 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from htgrpo_ext.core.objective import Judged, mixed_advantage
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.pixels import encode_png, to_levels
+from htgrpo_ext.rewards import LARGEST_SCORE, fault_of
 from htgrpo_ext.rewards.client import RewardClient, RewardFailure
-from htgrpo_ext.rewards.scorers import Scorer, check_options, code_scorer, scorer_class
+from htgrpo_ext.rewards.scorers import Scorer, check_options, code_scorer, device_of, scorer_class
 from htgrpo_ext.rewards.settings import RewardSettings, RewardTerm
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 WINDOW = 50  # rollout batches; `max_failed_share` is a share of them
 GRACE = 5.0  # seconds after the deadline by which the clients' thread must have ended
 
@@ -73,10 +76,12 @@ class Rewards:
         sleep: Callable = asyncio.sleep,
     ):
         self.settings, self.processes, self.rollouts_per_prompt = settings, processes, rollouts_per_prompt
+        self._told: set[str] = set()  # rewards whose cut prompts were logged
         self._failed: deque[bool] = deque(maxlen=WINDOW)
         served = [term for term in settings.terms if term.url is not None]
         self._clients = {term.name: RewardClient(term, settings.retries, sleep) for term in served}
         self._scorers: dict[str, Scorer] = {}  # models that this process holds; loaded by `start`
+        self._cut: Counter[str] = Counter()  # of each model that counts them: prompts cut so far, on this process
         self._loop: asyncio.AbstractEventLoop | None = None  # of the clients, if there are any
         if served:
             self._loop = asyncio.new_event_loop()
@@ -114,9 +119,9 @@ class Rewards:
             if term.name in self._clients:
                 continue
             try:
-                pending.here[term.name] = ([*self._scored_here(term, prompts, codes_BN, levels_B3HW)], [])
+                pending.here[term.name] = _checked(term.name, self._scored_here(term, prompts, codes_BN, levels_B3HW))
             except Exception as error:  # as for a server; the other processes wait at the gather
-                why = f"reward {term.name}: {type(error).__name__}: {error}"
+                why = one_line(f"reward {term.name}: {type(error).__name__}: {error}", 300)
                 pending.here[term.name] = ([None] * len(prompts), [why])
         if not self.settings.overlap:
             for future in pending.served.values():
@@ -141,12 +146,12 @@ class Rewards:
         given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
         score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
         score_WR = _gathered(score_BR)
-        failed_W = ~score_WR.isfinite().all(1)
+        scales = self.settings.mixing == "sum"
+        weight_R = torch.tensor([t.weight * (t.scale if scales else 1.0) for t in terms], device=device)
+        failed_W = ~((score_WR.abs() <= LARGEST_SCORE) & ((score_WR * weight_R).abs() <= LARGEST_SCORE)).all(1)
         lost = bool(failed_W.any())
         reasons = gather_object([why for name in names for why in outcomes[name][1]]) if lost else []
         self._count(lost, reasons)
-        scales = self.settings.mixing == "sum"
-        weight_R = torch.tensor([t.weight * (t.scale if scales else 1.0) for t in terms], device=device)
         mixed = mixed_advantage(score_WR, weight_R, failed_W, self.rollouts_per_prompt, self.settings.mixing)
         kept_W = ~mixed.failed_P.repeat_interleave(self.rollouts_per_prompt)
         metrics: dict = {"reward_mean": _mean(mixed.reward_B[kept_W]), "reward_std": _std(mixed.reward_B[kept_W])}
@@ -154,6 +159,7 @@ class Rewards:
             metrics |= {f"{name}_mean": _mean(score_W[kept_W]), f"{name}_std": _std(score_W[kept_W])}
         metrics |= {"zero_std_groups": int(mixed.flat_P.sum()), "groups": len(mixed.flat_P)}
         metrics |= {"failed_groups": int(mixed.failed_P.sum())}
+        metrics |= self._cut_prompts()
         if lost:
             metrics["failure"] = _first(reasons)
         own = slice(self.processes.process_index * count, (self.processes.process_index + 1) * count)
@@ -171,7 +177,8 @@ class Rewards:
         scores: list[float] = []
         for start in range(0, len(prompts), term.batch_size):
             part = slice(start, start + term.batch_size)
-            scores += self._scorers[term.name].score(prompts[part], list(levels_B3HW[part]))[term.name]
+            scored = self._scorers[term.name].score(prompts[part], list(levels_B3HW[part]))[term.name]
+            scores += [float(score) for score in scored]
         if len(scores) != len(prompts):
             raise ValueError(f"{len(scores)} scores for {len(prompts)} images")
         return scores
@@ -186,7 +193,7 @@ class Rewards:
         async def one(start: int) -> list[float]:
             part = slice(start, start + client.term.batch_size)
             files = await asyncio.to_thread(lambda: [encode_png(image) for image in levels[part]])
-            return await client.score(prompts[part], files)
+            return await client.score(prompts[part], files, latest)
 
         tasks = [asyncio.create_task(one(start)) for start in range(0, len(prompts), client.term.batch_size)]
         late = (await asyncio.wait(tasks, timeout=max(0.0, latest - time.monotonic())))[1]
@@ -203,7 +210,7 @@ class Rewards:
             if isinstance(error, RewardFailure):
                 reasons.append(str(error))
             elif error is not None:
-                reasons.append(f"reward {client.term.name}: {type(error).__name__}: {error}")
+                reasons.append(one_line(f"reward {client.term.name}: {type(error).__name__}: {error}", 300))
         return scores, reasons
 
     def _await(self, future: Future[Outcome], pending: Pending) -> Outcome:
@@ -212,17 +219,29 @@ class Rewards:
         except NotInTime:
             return [None] * pending.count, ["the thread of the reward clients does not respond"]
 
+    def _cut_prompts(self) -> dict[str, int]:
+        """Of each model in process that counts them: rollouts since the last call whose prompt it read in part."""
+        metrics = {}
+        for name, scorer in self._scorers.items():
+            if (count := getattr(scorer, "cut_prompts", None)) is not None:
+                new = torch.tensor([count - self._cut[name]], device=self.processes.device)
+                metrics[f"{name}_cut_prompts"] = total = int(_gathered(new).sum())
+                if total and name not in self._told and self.processes.is_main_process:
+                    log.warning("reward %s reads only the start of %d long prompts (%s_cut_prompts)", name, total, name)
+                    self._told.add(name)
+                self._cut[name] = count
+        return metrics
+
     def _count(self, lost: bool, reasons: Sequence[str]) -> None:
         """Count failed batches, and stop the run where the settings say so, on every process alike."""
         self._failed.append(lost)
         if lost and self.settings.on_failure == "stop":
-            raise UserError(f"{_first(reasons)}; reward.on_failure is stop. --resume goes on from the last checkpoint")
+            raise UserError(f"{_first(reasons)} (reward.on_failure is stop)")
         failed, share = sum(self._failed), self.settings.max_failed_share
         if lost and failed > share * WINDOW:
             raise UserError(
                 f"{failed} of the last {len(self._failed)} rollout batches lost a group to a reward that failed, more "
-                f"than {share:g} of {WINDOW} (reward.max_failed_share); the last: {_first(reasons)}. "
-                "--resume goes on from the last checkpoint"
+                f"than {share:g} of {WINDOW} (reward.max_failed_share); the last: {_first(reasons)}"
             )
 
 
@@ -230,10 +249,8 @@ def load_scorer(term: RewardTerm, device: torch.device) -> Scorer:
     """The model of a reward in process. Raises UserError."""
     scorer = scorer_class(term.name)
     check_options(scorer, term.name, term.options)
-    try:
-        device = torch.device(term.device or device)
-    except RuntimeError:
-        raise UserError(f"reward {term.name}: unknown device `{term.device}` (cpu, cuda, cuda:1 ..)") from None
+    if term.device:
+        device = device_of(term.device, f"reward {term.name}: device")
     # A model is initialised at random before its weights are loaded. By default the fork would use every GPU.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return scorer(device, **term.options)
@@ -241,7 +258,8 @@ def load_scorer(term: RewardTerm, device: torch.device) -> Scorer:
 
 def pooled(parts: Sequence[dict], rollouts_per_prompt: int) -> dict:
     """The metrics of several batches as of one: counts are added, means and deviations pooled exactly."""
-    counts = {key: sum(part[key] for part in parts) for key in ("zero_std_groups", "groups", "failed_groups")}
+    cut = [key for key in parts[0] if key.endswith("_cut_prompts")]
+    counts = {key: sum(part[key] for part in parts) for key in ("zero_std_groups", "groups", "failed_groups", *cut)}
     metrics: dict = {}
     for name in (key.removesuffix("_mean") for key in parts[0] if key.endswith("_mean")):
         scored = [part for part in parts if part[f"{name}_mean"] is not None]
@@ -255,6 +273,15 @@ def pooled(parts: Sequence[dict], rollouts_per_prompt: int) -> dict:
         metrics |= {f"{name}_mean": mean, f"{name}_std": (squares / (total - 1)) ** 0.5 if total else None}
     failures = [part["failure"] for part in parts if "failure" in part]
     return metrics | counts | ({"failure": failures[0]} if failures else {})
+
+
+def _checked(name: str, scores: Sequence[float]) -> Outcome:
+    """The scores that can be used, and why others cannot."""
+    faults = {i: fault for i, score in enumerate(scores) if (fault := fault_of(score))}
+    return (
+        [None if i in faults else score for i, score in enumerate(scores)],
+        [f"reward {name}: the score of image {i} {fault}" for i, fault in list(faults.items())[:1]],
+    )
 
 
 def _gathered(value_B: Tensor) -> Tensor:
@@ -274,6 +301,6 @@ def _std(value_W: Tensor) -> float | None:
 
 def _first(reasons: Sequence[str]) -> str:
     """The first of some failures, and the number of the others."""
-    reasons = list(dict.fromkeys(reasons)) or ["a score is no finite number"]
+    reasons = list(dict.fromkeys(reasons)) or ["a score is too large with its weight"]
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return f"{reasons[0]}{more}"

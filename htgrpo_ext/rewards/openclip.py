@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -24,7 +24,7 @@ class OpenClip:
             import open_clip  # pyright: ignore[reportMissingImports] (optional, make setup-clip)
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision beside another build of torch
             raise UserError(
-                f"open_clip cannot be imported ({str(error).splitlines()[0]}); make setup-clip, or pip install "
+                f"open_clip cannot be imported ({one_line(error)}); make setup-clip, or pip install "
                 "'htgrpo-ext[clip]' in a reward's own environment"
             ) from None
         if dtype not in PRECISIONS:
@@ -45,7 +45,7 @@ class OpenClip:
                 "(OpenAI's need a model whose name ends in -quickgelu)"
             ) from None
         except Exception as error:  # open_clip raises many kinds, for a failed download too
-            raise UserError(f"clip: {model} with weights {weights}: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"clip: {model} with weights {weights}: {one_line(error, 300)}") from None
         self.model.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -56,5 +56,15 @@ class OpenClip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors float32 [B, D]; a text longer than the model reads (77 tokens in CLIP) is cut."""
+        """Unit vectors float32 [B, D]. The model reads the start of a text that `is_cut`."""
         return normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)
+
+    def is_cut(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text has more tokens than the model reads (77 in CLIP, two of them marks).
+
+        Tokenised with room for one token more, only such a text has a word's token in the last place but one, where
+        shorter ones have one of the marks or padding that an empty text has, too.
+        """
+        most = self.tokenizer.context_length
+        token_BN = self.tokenizer([*texts, ""], context_length=most + 1)
+        return (~torch.isin(token_BN[:-1, most - 1], token_BN[-1])).tolist()

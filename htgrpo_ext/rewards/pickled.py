@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+MOST_VALUES = 2**20  # of a reply
 SIMPLE = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
@@ -34,7 +35,7 @@ def request(prompts: Sequence[dict], images: Sequence[bytes]) -> bytes:
 def loads(data: bytes) -> Any:
     """The content of a pickle: arrays as lists, numpy scalars as numbers. Executes nothing. Raises Refused."""
     try:
-        return _plain(_Reader(io.BytesIO(data)).load())
+        return _plain(_Reader(io.BytesIO(data)).load(), [MOST_VALUES])
     except Refused:
         raise
     except Exception as error:  # a broken pickle can make the reader fail in any way
@@ -114,14 +115,20 @@ class _Reader(pickle.Unpickler):
         return text.encode("latin1")
 
 
-def _plain(value: Any) -> Any:
-    """The value with arrays as lists. Raises Refused for what a reply may not hold."""
+def _plain(value: Any, left: list[int]) -> Any:
+    """The value with arrays as lists. Raises Refused for what a reply may not hold.
+
+    left  how many more values it may hold: a few bytes can name one list again and again
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise Refused(f"more than {MOST_VALUES} values")
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(each, left) for each in value]
     if isinstance(value, dict):
-        return {_plain(key): _plain(each) for key, each in value.items()}
+        return {_plain(key, left): _plain(each, left) for key, each in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise Refused(f"a {type(value).__name__}")

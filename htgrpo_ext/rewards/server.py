@@ -1,11 +1,11 @@
 """A reward server: FastAPI in front of a `Batcher`. client.py describes the wire format.
 
-    POST /score     {"reward", "prompts", "images": [base64 PNG ..]} -> {"scores": [number ..]}
+    POST /score     {"id", "reward", "prompts", "images": [base64 PNG ..]} -> {"id", "scores": [number ..]}
     GET /health     what is served; needs the token too, so that a run finds a wrong one before it starts
     GET /metrics    Prometheus; counts only, needs no token
 
-An error is {"detail": one line}. 400: no retry can help. 401: no token, or a wrong one. 413: too large. 500: the
-scorer's error or the server's, with a traceback on stderr. 503: retry later.
+An error is {"detail": one line}. 400: no retry can help. 401: no token, or a wrong one. 413: too large. 408: too
+slow. 500: the scorer's error or the server's, with a traceback on stderr. 503: retry later.
 
 The server runs in a heavy reward's own environment: this file and its imports need no transformers, accelerate or peft.
 """
@@ -14,11 +14,13 @@ import asyncio
 import hmac
 import logging
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,19 +28,22 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.pixels import decode_png, png_size
 from htgrpo_ext.rewards import TOKEN
 from htgrpo_ext.rewards.batching import Batcher, Busy
-from htgrpo_ext.rewards.scorers import check_options, scorer_class
+from htgrpo_ext.rewards.connections import Bodies, Connection
+from htgrpo_ext.rewards.scorers import check_options, device_of, scorer_class
 
 MOST_PIXELS = 2**26  # of a request: 64 images of 1024 x 1024. A PNG can decompress to a thousand times its size
 GRACE = 60  # seconds that requests under way have when the server is told to stop
-KEEP_ALIVE = 60  # seconds; longer than a client keeps a connection, so that it never uses one just closed
+KEEP_ALIVE = 60  # seconds that a connection without a request stays open
+MOST_MIB = 2**14  # of --max-mib
+MOST_WAIT = 60_000  # of --wait-ms: no client waits for longer
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger(__name__)
@@ -47,6 +52,7 @@ log = logging.getLogger(__name__)
 class ScoreRequest(BaseModel):
     model_config = ConfigDict(val_json_bytes="base64")
 
+    id: str | None = Field(None, max_length=100)  # returned with the scores
     reward: str
     prompts: list[dict[str, Any]]
     images: list[bytes]
@@ -65,6 +71,7 @@ class Metrics:
         self.batch_seconds = Histogram("batch_seconds", "Time to score a batch", **own)
         self.failed = Counter("failed_batches", "Batches that failed; of several requests, each was tried alone", **own)
         self.waiting = Gauge("waiting_images", "Images in the queue", **own)
+        self.cut = Gauge("cut_prompts", "Prompts so far of which the model read only the start", **own)
 
     def on_batch(self, images: int, seconds: float, good: bool) -> None:
         if good:
@@ -97,21 +104,23 @@ def make_app(
         if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, f"no token, or a wrong one ({TOKEN})")
 
-    async def scores(request: Request) -> list[float]:
+    bodies = Bodies(most_bytes)
+
+    async def scores(request: Request) -> dict[str, Any]:
         check_token(request)
         if batcher.waiting >= batcher.queue:  # before the body takes memory
             raise Busy("the queue is full")
-        body = await _body(request, most_bytes)
-        reward, prompts, images = await asyncio.to_thread(_read, body)
-        if reward not in health["rewards"]:
-            raise ValueError(f"unknown reward `{reward}` (there is {', '.join(health['rewards'])})")
-        answer = asyncio.wrap_future(batcher.submit(reward, prompts, images))
+        body = await bodies.read(request)
+        asked, images = await asyncio.to_thread(_read, body)
+        if asked.reward not in health["rewards"]:
+            raise ValueError(f"unknown reward `{asked.reward}` (there is {', '.join(health['rewards'])})")
+        answer = asyncio.wrap_future(batcher.submit(asked.reward, asked.prompts, images))
         gone = asyncio.ensure_future(request.receive())  # the body is read, so the next message is the disconnect
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ClientDisconnect
-            return answer.result()
+            return ({} if asked.id is None else {"id": asked.id}) | {"scores": answer.result()}
         finally:
             gone.cancel()
             answer.cancel()
@@ -121,7 +130,7 @@ def make_app(
         start = time.monotonic()
         status, headers = 200, None
         try:
-            content = {"scores": await scores(request)}
+            content = await scores(request)
         except Exception as error:
             status, detail = _failure(error)
             content, headers = {"detail": detail}, getattr(error, "headers", None)
@@ -141,26 +150,8 @@ def make_app(
     return app
 
 
-async def _body(request: Request, most_bytes: int) -> bytes:
-    """The body, counted as it arrives, because a Content-Length may be wrong. Raises HTTPException if it is too large.
-
-    Up to four times the limit is read and thrown away, so that the client can read the reply; then the connection is
-    closed.
-    """
-    body, size = bytearray(), 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= most_bytes:
-            body += part
-        elif size > 4 * most_bytes:
-            break
-    if size > most_bytes:
-        raise HTTPException(413, f"more than {most_bytes / 2**20:g} MiB (--max-mib)", {"Connection": "close"})
-    return bytes(body)
-
-
-def _read(body: bytes) -> tuple[str, list[dict], list[Tensor]]:
-    """A request's reward, prompts and images. Raises ValueError; HTTPException for too many pixels."""
+def _read(body: bytes) -> tuple[ScoreRequest, list[Tensor]]:
+    """A request and its images. Raises ValueError; HTTPException for too many pixels."""
     try:
         asked = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
@@ -181,14 +172,14 @@ def _read(body: bytes) -> tuple[str, list[dict], list[Tensor]]:
             images.append(decode_png(data))
         except ValueError as error:
             raise ValueError(f"images.{i}: {error}") from None
-    return asked.reward, asked.prompts, images
+    return asked, images
 
 
 def _failure(error: Exception) -> tuple[int, str]:
     """Status and error line of a request that failed."""
     if isinstance(error, HTTPException):
         return error.status_code, error.detail
-    line = " ".join(str(error).split())
+    line = one_line(error)
     if isinstance(error, ClientDisconnect):
         return 499, "the client hung up"  # for the metrics; nobody reads the reply
     if isinstance(error, Busy):
@@ -199,14 +190,31 @@ def _failure(error: Exception) -> tuple[int, str]:
     return 500, line or type(error).__name__
 
 
+def uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    """How the server runs: quiet, and with bounds on half-sent requests."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
+    )
+
+
 class _Server(uvicorn.Server):
-    """Prints one line when it is ready."""
+    """Prints one line when it is ready. A signal is a request to stop: `run` returns, and does not raise it again."""
 
     ready = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self.ready, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # a second Control-C does not wait
+        self.should_exit = True
 
 
 def serve(
@@ -219,14 +227,18 @@ def serve(
     max_mib: float = 64.0,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Load a reward's scorer on each device and serve it until SIGTERM or SIGINT. Port 0 takes a free one.
+    """Load a reward's scorer on each device; serve it until SIGTERM or SIGINT, then return. Port 0 takes a free one.
 
     Raises UserError, before anything is loaded, if an argument is wrong or the port is taken.
     """
+    for flag, value, most in (("--wait-ms", wait_ms, MOST_WAIT), ("--max-mib", max_mib, MOST_MIB)):
+        if not 0 <= value <= most:
+            raise UserError(f"{flag} {value:g}: must be a number from 0 to {most}")
     options = options or {}
     scorer = scorer_class(name)
     check_options(scorer, name, options)
-    found = _devices(devices)
+    names = (devices or ("cuda:0" if torch.cuda.is_available() else "cpu")).split(",")
+    found = [device_of(each.strip(), "--device") for each in names]
     token = os.environ.get(TOKEN) or None
     with _listener(host, port) as listener:
         if host not in LOOPBACK and token is None:
@@ -237,36 +249,15 @@ def serve(
             listener.listen()
         except OSError as error:  # another server bound the port, too, and listened first
             raise _unservable(host, port, error) from None
+        metrics.cut.set_function(lambda: sum(getattr(each, "cut_prompts", 0) for each in scorers))
         batcher = Batcher(scorers, batch_size, wait_ms / 1000, metrics.on_batch)
         health = {"name": name, "rewards": list(scorer.rewards), "devices": [str(device) for device in found]}
         app = make_app(batcher, metrics, health | {"batch_size": batch_size}, round(max_mib * 2**20), token)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=GRACE,
-                timeout_keep_alive=KEEP_ALIVE,
-            )
-        )
+        server = _Server(uvicorn_config(app))
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         server.ready = f"{name}: {', '.join(health['rewards'])} at {url}, on {', '.join(health['devices'])}"
-        with suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean stop
-            server.run([listener])
-
-
-def _devices(text: str | None) -> list[torch.device]:
-    """The devices of `cpu` or `cuda:0,cuda:1`; None: the first CUDA device, or the CPU if there is none."""
-    found = []
-    for name in (text or ("cuda:0" if torch.cuda.is_available() else "cpu")).split(","):
-        try:
-            device = torch.device(name.strip())
-        except RuntimeError:
-            raise UserError(f"--device {name}: no device (cpu, or cuda:0,cuda:1 and so on)") from None
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-        found.append(device)
-    return found
+        server.run([listener])
+    print(f"{name}: stopped", flush=True)
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -275,11 +266,12 @@ def _listener(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released can be bound
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be encoded
         listener.close()
         raise _unservable(host, port, error) from None
     return listener
 
 
-def _unservable(host: str, port: int, error: OSError) -> UserError:
-    return UserError(f"cannot serve on {host}:{port}: {error.strerror} (--host, --port)")
+def _unservable(host: str, port: int, error: OSError | UnicodeError) -> UserError:
+    said = getattr(error, "strerror", None) or error
+    return UserError(f"cannot serve on {one_line(host)}:{port}: {said} (--host, --port)")

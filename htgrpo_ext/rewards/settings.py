@@ -1,18 +1,24 @@
 """The `reward` section of a run's settings. configs/model/micro.yaml says what each key means."""
 
+import ipaddress
 import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from htgrpo_ext.errors import one_line
 from htgrpo_ext.rewards.registry import REWARDS, Reward
-from htgrpo_ext.section import Positive, Rows, Seconds, Section, Share
+from htgrpo_ext.section import Rows, Seconds, Section, Share
+
+Factor = Annotated[float, Field(ge=1e-6, le=1e6)]  # float32 rewards and their squares stay finite, and do not vanish
+MOST_URL = 2000  # characters
+LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # of a host name
 
 
 class RewardTerm(Section):
     name: str
-    weight: Positive
-    scale: Positive = 1.0
+    weight: Factor
+    scale: Factor = 1.0
     url: str | None = None
     protocol: Literal["json", "reward-server-pickle"] = "json"
     options: dict[str, str | int | float | bool] = {}
@@ -37,13 +43,32 @@ class RewardTerm(Section):
         if self.url is None and not (self.in_process and self.in_process.in_process):
             here = ", ".join(sorted(name for name, reward in REWARDS.items() if reward.in_process))
             raise ValueError(f"reward `{self.name}` needs the url of a server (in process: {here})")
-        if self.url is not None and not re.match(r"https?://[^/]", self.url):
-            raise ValueError(f"url must begin with http:// or https:// (got {self.url!r})")
+        if self.url is not None and (fault := url_fault(self.url)):
+            raise ValueError(f"url {fault} (got {one_line(repr(self.url))})")
         if self.url is None and self.protocol != "json":
             raise ValueError(f"protocol {self.protocol} needs the url of a server")
         if (self.options or self.device) and (self.in_process is None or self.in_process.world):
             raise ValueError(f"`options` and `device` apply only to in-process models, not to reward `{self.name}`")
         return self
+
+
+def url_fault(url: str) -> str | None:
+    """Why a text is not the url of a server, as words that follow `url`; None if it is."""
+    if not re.match(r"https?://[^/]", url):
+        return "must begin with http:// or https:// and a host"
+    if len(url) > MOST_URL or re.search(r"[^!-~]|[@?#]", url):
+        return f"must have at most {MOST_URL} characters, ASCII without spaces, `@`, `?` and `#`"
+    host, port = re.fullmatch(r"(.*?)(?::(\d*))?", url.split("/")[2]).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    if port is not None and not 1 <= int(port or 0) <= 65535:
+        return f"must have a port of 1 to 65535, not `{port}`"
+    if re.fullmatch(r"\[.*\]|[\d.]+", host):
+        try:
+            ipaddress.ip_address(host.strip("[]"))
+        except ValueError as error:
+            return f"has no address as its host: {error}"
+    elif len(host) > 253 or "xn--" in host.lower() or not re.fullmatch(rf"{LABEL}(\.{LABEL})*\.?", host):
+        return "must have the form http://HOST:PORT"
+    return None
 
 
 class RewardSettings(Section):

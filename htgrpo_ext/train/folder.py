@@ -1,8 +1,14 @@
-"""The folder of a run: whether it may be used, what it continues from, and how it is made ready."""
+"""The folder of a run: who may use it, what the run continues from, and how it is made ready."""
 
+import fcntl
+import json
+import os
 import shutil
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.errors import UserError
@@ -10,11 +16,77 @@ from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import flatten
 from htgrpo_ext.train.run import Run
 
+MARKER = ".htgrpo-run"  # in every run's folder; locked while the run is at work
 # What may change when a run is continued. Of rewards: where they run and how patiently they are asked.
-MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps"} | {
+MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps", "loop.save_minutes"} | {
     f"reward.{key}" for key in ("on_failure", "max_failed_share", "retries", "deadline", "overlap")
 }
+MAY_GROW = {"model.prompt_length"}  # room for longer prompts; the others stay the same, because pads are hidden
 TERM_MAY_CHANGE = {"url", "protocol", "device", "batch_size", "timeout"}
+
+
+def is_first_process() -> bool:
+    """Whether this is the main process, before accelerate is asked; launchers number the processes in RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def held_folder(settings: RunSettings, loop: str) -> Iterator[None]:
+    """Make the run's folder, and hold it alone until the run ends, however it ends.
+
+    loop  "native" or "upstream"; the checkpoints of one mean nothing to the other
+
+    Raises UserError if the folder cannot be written, holds something that is not a run's, or a run by the other loop,
+    or if another run is at work there.
+    """
+    if not is_first_process():
+        yield
+        return
+    folder, marker = settings.folder, settings.folder / MARKER
+    try:
+        if (found := folder.exists()) and any(folder.iterdir()) and not marker.exists():
+            raise UserError(
+                f"{folder}: there are files, but no run ({MARKER} is missing); give another `out`, or an empty folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        file = marker.open("a+")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot hold a run ({error.strerror}); give another `out`") from error
+    with file:
+        _lock(file, marker)
+        before = _read(marker).get("loop", loop)
+        if before != loop and any((folder / "checkpoints").glob("*")):
+            raise UserError(f"{folder}: the run there was made by --loop {before}; use that, or give another `out`")
+        file.truncate(0)
+        file.write(json.dumps({"loop": loop, "host": socket.gethostname(), "process": os.getpid()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            if not found and list(folder.iterdir()) == [marker]:  # it was refused before it wrote anything
+                marker.unlink()
+                folder.rmdir()
+
+
+def _lock(file: IO[str], marker: Path) -> None:
+    """Lock a run's marker until it is closed; the system does that after a kill. Raises UserError if it is locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        who = _read(marker)
+        where = f"process {who.get('process', '?')} on {who.get('host', '?')}"
+        raise UserError(f"{marker.parent}: another run is at work there ({where}); give another `out`") from error
+    except OSError:
+        pass  # a file system without locks
+
+
+def _read(marker: Path) -> dict:
+    """What a run noted in its marker: its loop, host and process."""
+    try:
+        found = json.loads(marker.read_text())
+    except (OSError, ValueError):  # a kill left it half written
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
@@ -22,7 +94,10 @@ def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
     ignored = {"reward": {"terms": {"__all__": TERM_MAY_CHANGE}}}
     now, then = (flatten(s.model_dump(mode="json", exclude=ignored), ".") for s in (settings, saved))
     changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
-    changed = sorted(key for key in changed if key not in MAY_CHANGE and not key.startswith("log."))
+    grown = {key for key in MAY_GROW & now.keys() & then.keys() if now[key] > then[key]}
+    if now.get("model.attention") == "as-maskgrpo":  # there pads are visible
+        grown = set()
+    changed = sorted(key for key in changed if key not in MAY_CHANGE | grown and not key.startswith("log."))
     if changed:
         key = changed[0]
         raise UserError(
@@ -31,16 +106,27 @@ def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
         )
 
 
-def newest_checkpoint(settings: RunSettings, checkpoints: Sequence[Path], resume: bool) -> Path | None:
-    """The checkpoint to continue from, None to begin; `checkpoints` are the run's complete ones, oldest first.
+def newest_checkpoint(settings: RunSettings, checkpoints: Sequence[tuple[int, Path]], resume: bool) -> Path | None:
+    """The checkpoint to continue from, None to begin. Says so if it was asked to continue, and there is nothing.
 
-    Raises UserError if there is a run already (without `resume`), or one with other settings.
+    checkpoints  (cycles done, folder) of the run's complete ones, oldest first
+
+    Raises UserError if there is a run already (without `resume`), one with other settings, or with more cycles done.
     """
-    if checkpoints and not resume:
+    if not checkpoints:
+        if resume and is_first_process():
+            print(f"{settings.folder}: no checkpoint to resume from, so the run starts at its first cycle")
+        return None
+    if not resume:
         raise UserError(f"{settings.folder}: a run is there already; continue it with --resume, or give another `out`")
-    if checkpoints:
-        refuse_other_settings(settings, load_settings([settings.folder / "config.yaml"]))
-    return checkpoints[-1] if checkpoints else None
+    refuse_other_settings(settings, load_settings([settings.folder / "config.yaml"]))
+    done, newest = checkpoints[-1]
+    if done > settings.loop.cycles:
+        raise UserError(
+            f"{settings.folder}: the run there has done {done} cycles, more than loop.cycles {settings.loop.cycles}; "
+            f"set loop.cycles to {done} or more"
+        )
+    return newest
 
 
 def open_folder(run: Run, cycle: int) -> None:

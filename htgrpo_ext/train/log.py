@@ -1,8 +1,10 @@
 """Metrics: to metrics.jsonl always, to TensorBoard by default, to wandb by option."""
 
 import json
+import math
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import RunSettings
@@ -17,12 +19,26 @@ def flatten(tree: dict, separator: str, prefix: str = "") -> dict:
     return flat
 
 
+def finite_or_none(value: Any) -> Any:
+    """A number that is not finite as None: JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_training(record: dict) -> bool:
+    """Whether a record is of an optimizer step that was taken."""
+    return record["kind"] == "update" and not record.get("skipped")
+
+
 class MetricsLog:
     """Writes records on the main process, and nothing on the others (`enabled` is False there)."""
 
     def __init__(self, settings: RunSettings, enabled: bool):
+        """Raises UserError if wandb is asked for and not installed."""
+        if settings.log.wandb and find_spec("wandb") is None:
+            raise UserError("log.wandb is on, but wandb is not installed (pip install wandb)")
         self.settings, self.enabled = settings, enabled
         self.path: Path = settings.folder / "metrics.jsonl"
+        self.steps_taken = 0  # optimizer steps in the log, skipped ones not counted
         self._file: IO[str] | None = None
         self._board = self._wandb = None
 
@@ -32,10 +48,14 @@ class MetricsLog:
             return
         kept = []
         if from_cycle and self.path.exists():
-            for line in self.path.read_text().splitlines(keepends=True):
-                # A kill can leave half a line at the end, of a cycle that will run again.
-                if line.endswith("\n") and json.loads(line)["cycle"] < from_cycle:
-                    kept.append(line)
+            for line in self.path.read_text(errors="replace").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # half a line, of a cycle that was killed and will run again
+                    continue
+                if record["cycle"] < from_cycle:
+                    kept.append(line + "\n")
+                    self.steps_taken += is_training(record)
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.rename(self.path)
@@ -46,18 +66,27 @@ class MetricsLog:
             first_step = from_cycle * self.settings.loop.updates_per_rollout + 1
             self._board = SummaryWriter(str(self.settings.folder / "tensorboard"), purge_step=first_step)
         if self.settings.log.wandb:
-            try:
-                import wandb
-            except ImportError as error:
-                raise UserError("log.wandb is on, but wandb is not installed (pip install wandb)") from error
-            self._wandb = wandb.init(
-                project="htgrpo", name=self.settings.run_name, config=self.settings.model_dump(mode="json")
-            )
+            self._wandb = self._open_wandb(from_cycle)
+
+    def _open_wandb(self, from_cycle: int) -> Any:
+        """A wandb run; a resumed run goes on in its own."""
+        import wandb
+
+        noted = self.settings.folder / "wandb-id"
+        given: dict[str, Any] = {}
+        if from_cycle and noted.exists():
+            given = {"id": noted.read_text().strip(), "resume": "allow"}
+        config = self.settings.model_dump(mode="json")
+        opened = wandb.init(project="htgrpo", name=self.settings.run_name, config=config, **given)
+        noted.write_text(opened.id)
+        return opened
 
     def write(self, record: dict, step: int) -> None:
         """Write a record as a line of metrics.jsonl, and its numbers as scalars at optimizer step `step`."""
         if self._file is None:
             return
+        record = {key: finite_or_none(value) for key, value in record.items()}
+        self.steps_taken += is_training(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         numbers = {key: value for key, value in flatten(record, "/").items() if isinstance(value, int | float)}
@@ -68,6 +97,7 @@ class MetricsLog:
             self._wandb.log({f"{record['kind']}/{key}": value for key, value in numbers.items()}, step=step)
 
     def close(self) -> None:
+        """Close the file, TensorBoard and wandb."""
         for sink in (self._file, self._board):
             if sink:
                 sink.close()

@@ -8,6 +8,7 @@ log-probabilities are compared.
 P prompts, G rollouts per prompt, B = P*G rollouts, N image tokens, K updates, A micro-batches.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +20,17 @@ from accelerate import Accelerator
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.objective import Objective
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Prompts, even_share
+from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.rewards.mix import Pending
 from htgrpo_ext.rollouts.generate import generate, mean_entropy
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
+from htgrpo_ext.train.checkpoint import complete_checkpoints, read_checkpoint, restore, save_checkpoint, save_weights
 from htgrpo_ext.train.folder import newest_checkpoint, open_folder
+from htgrpo_ext.train.guard import WeightsLost
 from htgrpo_ext.train.records import SHOWN, log_cycle, log_update, save_pictures, save_shown_rollout
 from htgrpo_ext.train.run import Run, prepare_run, warmup_factor
 from htgrpo_ext.train.scoring import plan_updates, score_micro_batches, update_objective
@@ -41,15 +45,40 @@ class NativeLoop:
     backbone: Backbone
     forward: SharedForward
     optimizer: torch.optim.Optimizer
-    first_cycle: int = 0
+    cycles_done: int = 0
+    cycles_saved: int = 0
 
     def train(self) -> None:
-        run, cycles = self.run, self.run.settings.loop.cycles
-        for cycle in range(self.first_cycle, cycles):
-            train_cycle(self, cycle)
-            if run.processes.is_main_process and run.is_milestone(cycle + 1):
-                save_checkpoint(run.settings.folder / "checkpoints", cycle + 1, self.backbone.model, self.optimizer)
-            run.processes.wait_for_everyone()
+        run = self.run
+        try:
+            with run.stop.postponed():
+                while self.cycles_done < run.settings.loop.cycles:
+                    train_cycle(self, self.cycles_done)
+                    self.cycles_done += 1
+                    if run.save_due(self.cycles_done):
+                        self.save()
+                    run.check()
+        except WeightsLost:
+            raise
+        except (UserError, Stopped):  # raised before a cycle's first update, or after its last
+            self.save()
+            raise
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the last one is of this cycle."""
+        if self.cycles_saved == self.cycles_done:
+            return
+        if self.run.processes.is_main_process:
+            save_checkpoint(self._folder, self.cycles_done, self.backbone.model, self.optimizer)
+        self.run.processes.wait_for_everyone()
+        self.cycles_saved, self.run.saved_at = self.cycles_done, time.monotonic()
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        return complete_checkpoints(self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        return self.run.settings.folder / "checkpoints"
 
     def save_model(self, folder: Path) -> None:
         save_weights(self.backbone.model, folder)
@@ -78,6 +107,7 @@ def train_cycle(loop: NativeLoop, cycle: int) -> None:
     with run.timed("reward"):
         judged = run.rewards.finish(*pending)
 
+    run.stop.check()
     # Update K times. All micro-batches of an optimizer step train the same update (except in MaskGRPO as published).
     for k in range(K if judged.any_kept else 0):
         run.progress.update(k, updates[k].stage)
@@ -88,7 +118,7 @@ def train_cycle(loop: NativeLoop, cycle: int) -> None:
                 result = update_objective(settings, scores.of(index), scores.updates[index], judged.rows(part))
                 loop.accelerator.backward(result.loss / A)
                 results.append(result)
-            norm = optimizer_step(loop, step)
+            norm = optimizer_step(loop, step, results)
         log_update(run, step, [updates[k]], results, norm, loop.optimizer.param_groups[0]["lr"])
     log_cycle(run, cycle, judged, mean_entropy(rollout, batch), loop.forward.rows)
     shown_BN = rollout.codes_BN[::G][:SHOWN]
@@ -108,6 +138,7 @@ def roll_out(
     G, A = settings.rollout.rollouts_per_prompt, settings.loop.micro_batches
     rollouts, pending = [], []
     for a in range(A):
+        run.stop.check()
         places = even_share(len(share), a, A)
         part = slice(places.start * G, places.stop * G)
         draws = Draws(settings.seed, cycle, share[places.start : places.stop], G)
@@ -119,25 +150,31 @@ def roll_out(
     return Rollout(*map(torch.cat, zip(*rollouts, strict=True))), pending
 
 
-def optimizer_step(loop: NativeLoop, step: int) -> float:
+def optimizer_step(loop: NativeLoop, step: int, results: Sequence[Objective]) -> float:
     """Clip the gradient, step, clear; the learning rate is constant after a linear warm-up.
 
-    Returns the gradient norm before clipping.
+    results  of the step's micro-batches; the guard skips the step if a loss or the gradient is not finite
+    Returns  the gradient norm before clipping
     """
     settings = loop.run.settings.loop
     norm = loop.accelerator.clip_grad_norm_(loop.backbone.model.parameters(), settings.max_grad_norm)
     for group in loop.optimizer.param_groups:
         group["lr"] = settings.learning_rate * warmup_factor(step, settings.warmup_updates)
+    norm = torch.as_tensor(norm)
+    loop.run.guard.watch(norm, *(result.loss for result in results))
     loop.optimizer.step()
     loop.optimizer.zero_grad()
-    return torch.as_tensor(norm).item()
+    return norm.item()
 
 
 def start(settings: RunSettings, resume: bool = False) -> NativeLoop:
     """Check everything that can be checked, load the model, open the folder; resume from the last checkpoint if asked.
 
-    Raises UserError for an impossible batch, a missing checkpoint, or a folder that holds a run (without `resume`).
+    Raises UserError for an impossible batch, a missing or damaged checkpoint, or a folder that holds a run (without
+    `resume`).
     """
+    newest = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
+    saved = read_checkpoint(newest) if newest else None
     accelerator = Accelerator()
     run, options = prepare_run(settings), settings.loop
     backbone = load_backbone(settings.model, accelerator.device, settings.seed)
@@ -146,12 +183,13 @@ def start(settings: RunSettings, resume: bool = False) -> NativeLoop:
     optimizer = torch.optim.AdamW(
         trained, lr=options.learning_rate, betas=options.adam_betas, weight_decay=options.weight_decay
     )
+    run.guard.protect(optimizer)
     wrapped, optimizer = accelerator.prepare(backbone.model, optimizer)
     backbone.route_through(wrapped)
     forward = SharedForward(backbone.image_logits, backbone.mask_id, options.batch_size)
     loop = NativeLoop(run, accelerator, backbone, forward, optimizer)
-    checkpoint = newest_checkpoint(settings, complete_checkpoints(settings.folder / "checkpoints"), resume)
-    if checkpoint:
-        loop.first_cycle = load_checkpoint(checkpoint, backbone.model, optimizer)
-    open_folder(run, loop.first_cycle)
+    if saved:
+        restore(saved, backbone.model, optimizer)
+        loop.cycles_done = loop.cycles_saved = saved.cycle
+    open_folder(run, loop.cycles_done)
     return loop

@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import torch
-from accelerate.utils import gather
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -17,25 +15,26 @@ from htgrpo_ext.core.views import RolloutBatch, Update
 from htgrpo_ext.files import write_atomically
 from htgrpo_ext.pixels import levels_image, to_image, to_levels
 from htgrpo_ext.rewards.mix import JudgedBatch
+from htgrpo_ext.train.processes import gathered
 from htgrpo_ext.train.run import Run
 
 SHOWN = 4  # pictures kept of a cycle, each of another prompt
 
 
-def gathered(value: Tensor) -> Tensor:
-    """The values of all processes, one after another along the first dimension."""
-    return cast(Tensor, gather(value))
-
-
 def write_update(run: Run, step: int, stage: str, values: dict) -> None:
-    """Write the metrics of optimizer step `step` (from 0)."""
+    """Write the metrics of optimizer step `step` (from 0), which was taken or skipped."""
+    state = run.guard.close_step()
+    if state == "idle":
+        return
     cycle, k = divmod(step, run.settings.loop.updates_per_rollout)
     record = {"kind": "update", "cycle": cycle, "update": k, "step": step + 1, "stage": stage, **values}
-    run.log.write(record, step + 1)
+    run.log.write(record | ({"skipped": True} if state == "skipped" else {}), step + 1)
 
 
 def write_cycle(run: Run, cycle: int, values: dict) -> None:
     """Write the metrics of a rollout batch, with the seconds that its parts took, and show them."""
+    skipped = run.guard.close_cycle()
+    values = values | ({"skipped_updates": skipped} if skipped else {})
     record = {"kind": "cycle", "cycle": cycle, **values, "seconds": dict(run.seconds)}
     run.log.write(record, (cycle + 1) * run.settings.loop.updates_per_rollout)
     run.progress.cycle(record)

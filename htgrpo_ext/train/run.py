@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from accelerate import PartialState
 
 from htgrpo_ext.backbones.base import Backbone
@@ -14,8 +15,11 @@ from htgrpo_ext.errors import UserError
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.rewards.mix import Rewards
 from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.train.guard import StepGuard, everywhere
 from htgrpo_ext.train.log import MetricsLog
+from htgrpo_ext.train.processes import gathered
 from htgrpo_ext.train.progress import TrainingProgress
+from htgrpo_ext.train.stop import StopRequest
 
 
 @dataclass
@@ -28,7 +32,10 @@ class Run:
     progress: TrainingProgress
     prompts: PromptSources
     rewards: Rewards
+    stop: StopRequest = field(default_factory=StopRequest)
+    guard: StepGuard = field(default_factory=StepGuard)
     seconds: dict[str, float] = field(default_factory=dict)  # of this cycle, by part
+    saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -43,6 +50,28 @@ class Run:
         loop = self.settings.loop
         return cycles_done % loop.save_steps == 0 or cycles_done == loop.cycles
 
+    def save_due(self, cycles_done: int) -> bool:
+        """Whether a checkpoint is due: at a milestone, or `save_minutes` after the last. All processes agree."""
+        minutes = self.settings.loop.save_minutes
+        in_time = minutes is None or time.monotonic() - self.saved_at < 60 * minutes
+        return self.is_milestone(cycles_done) or not everywhere(in_time)
+
+    def check(self) -> None:
+        """Stop, by an exception on all processes, if asked to, or if updates keep being skipped.
+
+        Both loops call it where the weights are those of whole cycles, and save them when it raises.
+        """
+        self.guard.check()
+        self.stop.check()
+
+    def require_training(self) -> None:
+        """Raise UserError on all processes if not a single update was made, in this process or before a resume."""
+        if not int(gathered(torch.tensor([self.log.steps_taken])).sum()):
+            raise UserError(
+                "no update was made: every group was lost to a failed reward, or every update was skipped; "
+                f"see `failure` and `skipped` in {self.log.path}"
+            )
+
 
 class TrainingLoop(Protocol):
     """A loop that is ready to train: its model is loaded, its folder open."""
@@ -55,7 +84,14 @@ class TrainingLoop(Protocol):
         ...
 
     def train(self) -> None:
-        """Train from where the run stands to its last cycle."""
+        """Train from where the run stands to its last cycle.
+
+        Raises Stopped for a signal, and UserError for anything else that stops a run. It saves the weights first.
+        """
+        ...
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Cycles done and folder of each complete checkpoint, oldest first."""
         ...
 
     def save_model(self, folder: Path) -> None:
@@ -66,16 +102,17 @@ class TrainingLoop(Protocol):
 def prepare_run(settings: RunSettings) -> Run:
     """Check the batch against the number of processes, then prompts and reward servers, before any model is loaded.
 
-    Raises UserError for an impossible batch, an unreadable source of prompts, or an unavailable reward.
+    Raises UserError for an impossible batch, a prompt that the model cannot read, or an unavailable reward.
     """
     processes = PartialState()
     if problems := settings.problems(processes.num_processes):
         raise UserError("\n".join(problems))
+    log = MetricsLog(settings, processes.is_main_process)
     prompts = prompt_sources(settings)
+    prompts.check(settings.model.prompt_encoder())
     rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
     rewards.start()
-    shown = processes.is_main_process
-    return Run(settings, processes, MetricsLog(settings, shown), TrainingProgress(settings, shown), prompts, rewards)
+    return Run(settings, processes, log, TrainingProgress(settings, log.enabled), prompts, rewards)
 
 
 def prompt_sources(settings: RunSettings) -> PromptSources:

@@ -1,12 +1,13 @@
 # shellcheck shell=bash
 # Sourced by the scripts in this folder, each of which serves one heavy reward from a virtual environment of its own:
 #
+#     imports=(MODULE...)
 #     environment NAME REQUIREMENT... [-- REQUIREMENT...]
 #     serve NAME "$@"
 #
 # `environment` makes .venv-rewards/NAME once, and anew when the list changes. Requirements after `--` are installed without
-# their dependencies. A requirement without a version has that of constraints.txt. `serve` runs
-# `htgrpo serve-reward NAME "$@"`, or exits if the only argument is --setup-only.
+# their dependencies. A requirement without a version has that of constraints.txt. At last the `imports` are imported. `serve`
+# runs `htgrpo serve-reward NAME "$@"`, or exits if the only argument is --setup-only.
 #
 #     HTGRPO_REWARD_ENVIRONMENTS   another folder for the environments
 #     PYTHON                       Python 3.11 or newer; if unset, the first one found
@@ -44,7 +45,7 @@ constraints() {
 }
 
 environment() {
-    local name=$1
+    local name=$1 module
     shift
     local folder=$ENVIRONMENTS/$name log=$ENVIRONMENTS/$name.log list alone=() with=() python
     list=$(printf '%s\n' "${SERVING[@]}" "$@")
@@ -66,7 +67,16 @@ environment() {
     } >"$log" 2>&1; then
         fail "$name: no environment: $(grep -i '^error' "$log" | tail -1 || true) ($log)"
     fi
+    for module in "${imports[@]}"; do
+        "$folder/bin/python" -c "import $module" >>"$log" 2>&1 ||
+            fail "$name: $module cannot be imported beside torch $(torch_version "$folder"): $(tail -1 "$log") ($log)." \
+                "If torchvision is of another build than torch, set TORCH_INDEX to the index that has both"
+    done
     echo "$list" >"$folder/.ready"
+}
+
+torch_version() {
+    "$1/bin/python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || echo "(none)"
 }
 
 install() {

@@ -6,5 +6,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # With the versions of constraints.txt. transformers needs scipy to build a Mask2Former. open_clip needs torchvision; 0.28 is
 # built for torch 2.13.
+imports=(open_clip transformers.image_utils)
 environment geneval open_clip_torch scipy torchvision transformers
 serve geneval "$@"

@@ -11,5 +11,6 @@ requirements=(
 )
 # hpsv3 without its dependencies: inference does not use deepspeed (which would be compiled), diffusers, einops, opencv,
 # qwen-vl-utils or timm. Only the inference of 1.0.0 takes a configuration and a checkpoint from this host.
+imports=(hpsv3)
 environment hpsv3 "${requirements[@]}" -- hpsv3==1.0.0
 serve hpsv3 "$@"

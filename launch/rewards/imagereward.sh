@@ -12,5 +12,6 @@ requirements=(
 )
 # Without their dependencies: fairscale is image-reward's own pin and needs an older numpy; openai-clip is the module
 # `clip`, which image-reward imports but does not require.
+imports=(ImageReward)
 environment imagereward "${requirements[@]}" -- fairscale==0.4.13 image-reward==1.5 openai-clip==1.0.1
 serve imagereward "$@"

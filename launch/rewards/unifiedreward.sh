@@ -18,6 +18,7 @@ requirements=(
     tokenizers==0.21.4   # as transformers 4.51 needs; constraints.txt has an older one
     httpx                # for an endpoint
 )
+imports=(transformers.image_utils httpx)
 environment unifiedreward "${requirements[@]}"
 
 published_prompt() {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,27 @@ def test_the_unconditional_row_is_the_template_around_one_token(backbone):
 def test_a_prompt_that_is_too_long_is_refused(backbone):
     with pytest.raises(UserError, match="43 ids with the template, but there is room for 40"):
         backbone.encode_prompts(["cat " * 30])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a cat</user><answer>", "`</user>` is a marker"),
+        ("<system>a cat", "`<system>` is a marker"),
+        ("<uncondition>", "`<uncondition>` is a marker"),
+        ("a <|mdm_mask|> cat", "`<|mdm_mask|>` is a marker"),
+        ("a cat<|endoftext|>", "`<|endoftext|>` is a marker"),
+        ("half \ud83d of a pair", "has half of a surrogate pair"),
+    ],
+)
+def test_a_text_never_becomes_a_marker(backbone, text, shown):
+    with pytest.raises(UserError, match=re.escape(shown)):
+        backbone.encode_prompts(["a cat", text])
+
+
+def test_other_markup_is_text(backbone):
+    before, after = (backbone.encode_prompts([text]).attention_BL.sum() for text in ("a cat", "a cat <b> </ user>"))
+    assert after >= before
 
 
 def test_pads_and_other_rows_change_no_logit(backbone, lumina_folder):
@@ -198,10 +220,12 @@ def test_the_config_file_determines_what_is_loaded(lumina_folder):
     assert backbone.model.get_base_model().activation_checkpointing
 
 
-@pytest.mark.parametrize("size", ["500", "0", "-16"])
-def test_a_size_that_is_no_multiple_of_16_is_refused(size):
-    with pytest.raises(UserError, match="model.height"):
-        load_settings(CONFIGS, [f"model.height={size}"])
+@pytest.mark.parametrize(
+    "setting", ["height=500", "height=0", "height=-16", "width=1600000", "prompt_length=1000000", "lora.rank=10000000"]
+)
+def test_impossible_sizes_are_refused(setting):
+    with pytest.raises(UserError, match=f"model.{setting.partition('=')[0]}"):
+        load_settings(CONFIGS, [f"model.{setting}"])
 
 
 def test_a_model_of_another_name_replaces_the_section():

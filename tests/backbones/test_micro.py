@@ -1,12 +1,16 @@
 """The micro model and its backbone: what may and what may not move a log-probability."""
 
+import re
+
 import pytest
 import torch
 
-from helpers.micro_runs import tiny_checkpoint
+from helpers.command import run
+from helpers.micro_runs import CONFIGS, tiny_checkpoint
 from htgrpo_ext.backbones.micro.backbone import PAD, MicroBackbone
 from htgrpo_ext.backbones.micro.model import MicroModel
 from htgrpo_ext.backbones.micro.pretrain import pretrain
+from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.errors import UserError
 
@@ -116,6 +120,54 @@ def test_unknown_words_and_long_prompts_are_refused(checkpoint, tmp_path):
         backbone.encode_prompts(["a " * 13])
     with pytest.raises(UserError, match="pretrain-micro"):
         MicroBackbone.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("out", "line"),
+    [
+        ("file", "exists already; give another --out"),
+        ("full", "exists already; give another --out"),
+        ("file/new", "cannot be written .*Not a directory"),
+        ("x" * 300, "cannot be written .*File name too long"),
+        ("/proc/new", "cannot be written .*No such file or directory"),
+    ],
+)
+def test_pretraining_says_before_it_trains_that_it_cannot_write(tmp_path, monkeypatch, capsys, out, line):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("mine")
+    monkeypatch.setattr("htgrpo_ext.backbones.micro.pretrain.fresh_model", lambda _: pytest.fail("it trained"))
+    assert run(monkeypatch, "pretrain-micro", "--out", str(tmp_path / out), "--steps", "2") == 2
+    assert re.fullmatch(f"error: .*{line}.*\n", capsys.readouterr().err)
+    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "config.json").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pretraining_fills_an_empty_folder_and_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    pretrain(tmp_path / "a", seed=1, steps=1, batch_size=2)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("htgrpo_ext.backbones.micro.pretrain.fresh_model", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path / "b", seed=1, steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        ("[q_proj, o_proj]", "no projection is called `o_proj` .model.lora.targets; there are q_proj, k_proj"),
+        ("[]", "model.lora.targets .*at least 1 item"),
+    ],
+)
+def test_lora_targets_that_do_not_exist_are_refused(targets, line):
+    files = [CONFIGS / "model/micro.yaml", CONFIGS / "method/htgrpo.yaml"]
+    with pytest.raises(UserError, match=line):
+        load_settings(files, ["model.tuning=lora", f"model.lora.targets={targets}"])
 
 
 def test_pretraining_twice_gives_the_same_weights_and_leaves_the_global_generator_alone(tmp_path):

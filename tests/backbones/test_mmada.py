@@ -63,6 +63,14 @@ def test_a_long_prompt_is_cut_and_still_ends_with_eos(backbone):
     assert ids.tolist() == [[126088, 126080, *[8] * 21, 126081]]
 
 
+@pytest.mark.parametrize("text", ["a <|mdm_mask|> cat", "<|startoftext|>a cat", "a cat[gMASK]", "<|endoftext|>"])
+def test_a_text_never_becomes_a_marker(backbone, text):
+    with pytest.raises(UserError, match=r"is a marker of the model and cannot be part of a prompt"):
+        backbone.encode_prompts(["a cat", text])
+    with pytest.raises(UserError, match="has half of a surrogate pair"):
+        backbone.encode_prompts(["a cat", "\udce4"])
+
+
 def test_code_0_has_the_tokenizers_length_as_id():
     block = image_block()
     ids = block.ids(torch.tensor([[0, 8191, *[MASK] * 1022]]))
@@ -158,9 +166,9 @@ class StubDecoder(torch.nn.Module):
     """Stands for MAGVITv2: every pixel of an image is its mean code, from -2 to 2."""
 
     @classmethod
-    def from_pretrained(cls, folder):
+    def from_pretrained(cls, folder, **_):
         print("chatter")
-        return cls()
+        return cls(), {}
 
     def decode_code(self, codes_bN):
         return (codes_bN.float().mean(1) / 8191 * 4 - 2).view(-1, 1, 1, 1).expand(-1, 3, 512, 512)

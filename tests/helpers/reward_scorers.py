@@ -52,6 +52,6 @@ class Levels:
             return {"level": ["good"] * len(scores)}
         if "short" in faults:
             return {"level": scores[1:]}
-        odd = {"nan": float("nan"), "inf": float("-inf")}
+        odd = {"nan": float("nan"), "inf": float("-inf"), "huge": 3e38}
         level = [odd.get(prompt["prompt"], score) for prompt, score in zip(prompts, scores, strict=True)]
         return {"level": level, "double": [2 * score for score in scores]}

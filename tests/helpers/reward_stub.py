@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from htgrpo_ext.pixels import decode_png
 
-Reply = tuple[int, bytes] | None  # status and body; None ends the connection in the middle of a reply
+Reply = tuple | None  # status, body and perhaps headers; None ends the connection in the middle of a reply
 
 
 def brightness(images: list[bytes]) -> list[float]:
@@ -52,6 +52,9 @@ def server(answer: Callable[[dict, int], Reply] = good, port: int = 0, names=("s
                 request = pickle.loads(body)
             seen.append(request | {"headers": dict(self.headers)})
             reply = answer(request, len(seen) - 1)
+            if reply is not None and "id" in request:  # a right reply returns the id of its request
+                echo = b'{"id": "' + request["id"].encode() + b'", "scores"'
+                reply = reply[0], reply[1].replace(b'{"scores"', echo), *reply[2:]
             if reply is None:
                 self.send_response(200)
                 self.send_header("Content-Length", "1000")
@@ -61,10 +64,11 @@ def server(answer: Callable[[dict, int], Reply] = good, port: int = 0, names=("s
             else:
                 self.reply(*reply)
 
-        def reply(self, status, body):
+        def reply(self, status, body, headers=()):
             try:
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                for header in ({"Content-Length": str(len(body))} | dict(headers)).items():
+                    self.send_header(*header)
                 self.end_headers()
                 self.wfile.write(body)
             except OSError:  # the client hung up

@@ -13,6 +13,7 @@ import uvicorn
 
 from helpers.reward_scorers import image
 from htgrpo_ext.pixels import encode_png
+from htgrpo_ext.rewards.server import uvicorn_config
 
 SECONDS = 30  # against hangs
 
@@ -29,7 +30,9 @@ def listening(app) -> Iterator[str]:
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = Server(uvicorn.Config(app, log_level="critical", access_log=False))
+        config = uvicorn_config(app)
+        config.log_level = "critical"
+        server = Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread.start()

@@ -28,25 +28,31 @@ SOURCE = (
     f"    def roll(self):\n{body('roll')}\n    def loss(self):\n{body('loss')}\n"
     "    def last(self):\n        return os.sep\n"
 )
-# (subject, Hook-In, Hook-After, Hook-Before, {the line before which it inserts: what it inserts})
+INDENT = " " * 8
+# (subject, Hook-In, Hook-After, Hook-Before, {the start of the row before which it inserts: what it inserts})
 HOOKS = [
     (
         "import hooks",
         "module, Walker.roll",
-        ("roll_7", "roll_9"),
-        {"import os": "import extra", "        roll_9 =": "        roll_8 += 1"},
+        "roll_7",
+        "roll_9",
+        {"import os": "import extra", "roll_9 =": "roll_8 += 1"},
     ),
-    ("loss: change five", "Walker.loss", ("loss_[0-4]", "loss_6"), {"        loss_6 =": "        loss_5 *= 2"}),
-    (
-        "loss: change twelve",
-        "Walker.loss",
-        ("loss_9", "loss_13, loss_14"),
-        {"        loss_13 =": "        loss_12 *= 3\n        loss_11 *= 4"},
-    ),
-    ("loss: change eighteen", "Walker.loss", ("loss_17", "loss_19"), {"        loss_19 =": "        loss_18 *= 5"}),
+    ("loss: change five", "Walker.loss", "loss_[0-4]", "loss_6", {"loss_6 =": "loss_5 *= 2"}),
+    ("loss: change twelve", "Walker.loss", "loss_9", "loss_13, loss_14", {"loss_13 =": "loss_12 *= 3\nloss_11 *= 4"}),
+    ("loss: change eighteen", "Walker.loss", "loss_17", "loss_19", {"loss_19 =": "loss_18 *= 5"}),
 ]
 NAMES = ["import-hooks", "loss-change-five", "loss-change-twelve", "loss-change-eighteen"]
 NAMES = [f"{number:04d}-{name}.patch" for number, name in enumerate(NAMES, 1)]
+
+
+def with_hooks(text: str, which: int, end: str = "\n") -> str:
+    """`text` with the lines of a hook."""
+    for before, lines in HOOKS[which][-1].items():
+        indent = "" if before.startswith("import") else INDENT
+        added = "".join(f"{indent}{line}{end}" for line in lines.split("\n"))
+        text = text.replace(f"{indent}{before}", f"{added}{indent}{before}", 1)
+    return text
 
 
 def git(root: Path, *arguments: str, **environment: str) -> str:
@@ -143,9 +149,8 @@ def made_here(root: Path) -> Project:
     base = head = project.head
     (project.patches / "series").write_text(f"# Four.\n# base: {base}\n")
     text = SOURCE
-    for subject, where, (after, below), hooks in HOOKS:
-        for before, line in hooks.items():
-            text = text.replace(before, f"{line}\n{before}", 1)
+    for which, (subject, where, after, below, _) in enumerate(HOOKS):
+        text = with_hooks(text, which)
         order = f"Hook-After: {after}\nHook-Before: {below}"
         message = f"{subject}\n\nNot-A-Subclass: it\nHook-In: {where}\n{order}\nGuarded-By: tests/test_a.py::test_a"
         head = commit(project.upstream, head, {PATH: text}, message)

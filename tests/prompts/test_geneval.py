@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from helpers.authors import UPSTREAM, checkout
 from helpers.command import run
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.prompts.files import read_prompts
 from htgrpo_ext.prompts.geneval import contents, metadata, plain, requirement, training_set, write_training_set
 from htgrpo_ext.prompts.settings import PromptSource
-from htgrpo_ext.prompts.sources import read_prompts
 from htgrpo_ext.rewards.geneval import CLASSES, COLORS, TASKS
 
 CAT_DOG = {
@@ -216,7 +216,7 @@ def test_a_whole_set_contains_no_prompt_of_the_benchmark(tmp_path):
     benchmark = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(benchmark) == 553
     write_training_set(50_000, 0, path, tmp_path / "set.jsonl")
-    found = read_prompts(PromptSource(format="geneval", path=tmp_path / "set.jsonl"))
+    found = [line.prompt for line in read_prompts(PromptSource(format="geneval", path=tmp_path / "set.jsonl"))]
     assert len(found) == 50_000
     assert {p["prompt"].lower() for p in benchmark}.isdisjoint(p["prompt"].lower() for p in found)
     assert {asked(p) for p in benchmark}.isdisjoint(asked(p) for p in found)
@@ -244,5 +244,5 @@ def test_a_run_reads_the_file_that_the_command_writes(some, monkeypatch, tmp_pat
     out = tmp_path / "new" / "set.jsonl"
     arguments = ["--n", "3000", "--out", str(out), "--exclude", str(tmp_path / "b.jsonl")]
     assert run(monkeypatch, "prompts", "geneval-train", *arguments) == 0
-    assert read_prompts(PromptSource(format="geneval", path=out)) == some
+    assert [line.prompt for line in read_prompts(PromptSource(format="geneval", path=out))] == some
     assert capsys.readouterr().out.endswith(f"set.jsonl: 3,000 lines, without the 1 prompts of {tmp_path}/b.jsonl\n")

@@ -71,8 +71,8 @@ def test_a_request_larger_than_a_batch_is_scored_in_parts():
         ("none", ScorerFailed, "no list of numbers as level"),
         ("words", ScorerFailed, "no list of numbers as level"),
         ("other", ScorerFailed, "no list of numbers as level from the scorer .KeyError"),
-        ("nan", ValueError, "image 0: its level is nan, no finite number"),
-        ("inf", ValueError, "image 0: its level is -inf, no finite number"),
+        ("nan", ValueError, "image 0: its level is nan, not a finite number"),
+        ("inf", ValueError, "image 0: its level is -inf, not a finite number"),
     ],
 )
 def test_only_the_request_at_fault_fails(fault, error, says):

@@ -12,7 +12,7 @@ from torch import nn
 from helpers.open_clip_here import open_clip
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.pixels import from_levels
-from htgrpo_ext.rewards.mix import Rewards, load_scorer
+from htgrpo_ext.rewards.mix import Rewards, load_scorer, pooled
 from htgrpo_ext.rewards.scorers import scorer_class
 from htgrpo_ext.rewards.settings import RewardSettings, RewardTerm
 
@@ -89,6 +89,28 @@ def test_images_of_several_sizes_and_a_long_prompt_are_scored(clip, images):
     prompts = [{"prompt": "very " * 200 + "red"}, {"prompt": "very " * 300 + "blue"}]
     scores = scorer_class("clip")(CPU, **options(clip)).score(prompts, mixed)["clip"]
     torch.testing.assert_close(torch.tensor(scores), own_numbers(clip, mixed, prompts)[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("words", [1, 74, 75, 76, 77, 200])
+def test_a_prompt_is_cut_when_its_tokens_exceed_75(clip, images, words):
+    """77 less the marks of start and end; each of these words is one token. A rollout of it counts each time."""
+    long, scorer = {"prompt": " ".join(["red"] * words)}, scorer_class("clip")(CPU, **options(clip))
+    scorer.score([long, PROMPTS[0], long], list(images[:3]))
+    assert scorer.cut_prompts == (2 if words > 75 else 0)
+
+
+def test_cut_prompts_are_counted_per_batch_and_logged_once(clip, images, caplog):
+    term = {"name": "clip", "weight": 1.0, "batch_size": 3, "device": "cpu", "options": options(clip)}
+    settings = {"mixing": "sum", "on_failure": "stop", "max_failed_share": 0.0, "retries": 0, "deadline": 5.0}
+    rewards = Rewards(RewardSettings(**settings, overlap=True, terms=[term]), Accelerator(), 2)
+    rewards.start()
+    long = {"prompt": "very " * 100 + "red"}
+    batches = [[PROMPTS[0]] * 2 + [PROMPTS[1]] * 2, [PROMPTS[0]] * 2 + [long] * 2, [long] * 4]
+    metrics = [rewards.score(prompts, torch.zeros(4, 64), lambda: from_levels(images)).metrics for prompts in batches]
+    assert [each["clip_cut_prompts"] for each in metrics] == [0, 2, 4]
+    assert pooled(metrics, 2)["clip_cut_prompts"] == 6
+    (record,) = caplog.records
+    assert record.getMessage() == "reward clip reads only the start of 2 long prompts (clip_cut_prompts)"
 
 
 def test_bfloat16_scores_are_close(clip, images):

@@ -65,9 +65,8 @@ def test_training_continues_without_the_lost_groups(checkpoint, tmp_path):
 
 
 def test_a_server_that_is_down_is_reported_before_a_model_is_loaded(tmp_path):
-    settings = tiny_settings(
-        "htgrpo", tmp_path / "no-checkpoint", tmp_path / "run", *stub_settings("http://127.0.0.1:9")
-    )
+    (tiny_checkpoint(tmp_path / "model") / "model.safetensors").unlink()
+    settings = tiny_settings("htgrpo", tmp_path / "model", tmp_path / "run", *stub_settings("http://127.0.0.1:9"))
     with pytest.raises(UserError, match="^reward stub: no server answers at http://127.0.0.1:9$"):
         train(settings)
 

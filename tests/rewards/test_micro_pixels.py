@@ -95,5 +95,28 @@ def test_a_picture_of_another_origin_is_refused():
     ]:
         with pytest.raises(ValueError, match=says):
             SCORER.score([prompt], [levels])
-    with pytest.raises(ValueError, match="GenEval metadata, `include`"):
-        SCORER.score([{"prompt": "a star"}], [other])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"include": None},
+        {"include": []},
+        {"include": 3},
+        {"include": ["star"]},
+        {"include": [{"class": "plain star"}]},
+        {"include": [{"class": "cat", "count": 1}]},
+        {"include": [{"class": "plain star", "count": -1}]},
+        {"include": [{"class": "plain star", "count": 1.5}]},
+        {"include": [{"class": "plain star", "count": 1, "color": "mauve"}]},
+        {"include": [{"class": "plain star", "count": 1, "position": ["above", 7]}]},
+    ],
+    ids=str,
+)
+def test_metadata_that_are_malformed_or_cannot_be_met_are_refused(change):
+    prompt = {"prompt": "a star", "tag": "single_object", "include": [{"class": "plain star", "count": 1}]}
+    pictures = sent(torch.full((1, 64), world.background_code("meadow", "noon", world.SKY_HIGH)))
+    assert SCORER.score([prompt], pictures)["verdict"] == [0.0]
+    for bad in (prompt | change, {"prompt": "a star"}):
+        with pytest.raises(ValueError, match="^prompt `a star`: "):
+            SCORER.score([bad], pictures)

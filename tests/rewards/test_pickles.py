@@ -84,6 +84,17 @@ def test_a_broken_pickle_is_refused(data):
         pickled.loads(data)
 
 
+def test_a_small_pickle_of_a_huge_value_is_refused():
+    """Each list holds the one before it ten times: 300 bytes of pickle stand for 10^40 values."""
+    nested: list = [1.0]
+    for _ in range(40):
+        nested = [nested] * 10
+    data = pickle.dumps(nested)
+    assert len(data) < 2000
+    with pytest.raises(pickled.Refused, match="more than 1048576 values"):
+        pickled.loads(data)
+
+
 def test_an_array_with_a_wrong_shape_is_refused():
     buffer = io.BytesIO(pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"K\x64\x85"))
     with pytest.raises(pickled.Refused, match="shape"):

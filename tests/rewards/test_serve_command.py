@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from htgrpo_ext.errors import UserError
 
 class Mine:
     rewards = ("mine",)
-    def __init__(self, device, bonus, checkpoint=None):
+    def __init__(self, device, bonus: float, checkpoint=None):
         if checkpoint:
             raise UserError(f"{checkpoint}: no such file")
         self.bonus = bonus
@@ -48,7 +49,8 @@ def refuses(port: int) -> bool:
     return False
 
 
-def test_a_reward_from_a_file_is_served_and_sigterm_lets_it_reply(mine):
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT], ids=lambda asked: asked.name)
+def test_a_reward_from_a_file_is_served_and_a_signal_lets_it_reply_and_end_with_zero(mine, asked):
     command = [sys.executable, "-m", "htgrpo_ext.cli", "serve-reward", mine, "--port", "0", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -60,13 +62,13 @@ def test_a_reward_from_a_file_is_served_and_sigterm_lets_it_reply(mine):
             with ThreadPoolExecutor(1) as pool:
                 answer = pool.submit(post, f"http://127.0.0.1:{port}", body(7, reward="mine"))
                 assert process.stdout.readline() == "scoring\n"
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(asked)
                 until(lambda: refuses(port))
                 process.stdin.write("go on\n")
                 process.stdin.flush()
                 assert answer.result(SECONDS) == (200, {"scores": [7.1]})
-            assert process.wait(SECONDS) == -signal.SIGTERM
-            assert process.stderr.read() == ""
+            assert process.wait(SECONDS) == 0
+            assert process.stderr.read() == "" and process.stdout.read() == f"{mine}: stopped\n"
         finally:
             process.kill()
 
@@ -87,6 +89,9 @@ def test_mistakes_on_the_command_line_are_one_line_each(mine, monkeypatch, capsy
         taken.listen()
         port = str(taken.getsockname()[1])
         file = mine.rpartition(":")[0]
+        bad, raising = Path(file).with_name("bad.py"), Path(file).with_name("raising.py")
+        bad.write_text("\nclass Mine(:\n")
+        raising.write_text("\nimport no_such_package\n")
         for arguments, says in [
             (["clap", "--port", "0"], "unknown reward `clap` (one of "),
             ([f"{file}:Other", "--port", "0"], f"{file}:Other: no class with `rewards` and `score`"),
@@ -97,6 +102,19 @@ def test_mistakes_on_the_command_line_are_one_line_each(mine, monkeypatch, capsy
             ([mine, "--port", "0", "--set", "bonus=[1"], "--set bonus=[1: not valid YAML"),
             (["micro", "--port", "0", "--set", "size=1"], "reward micro: unknown option `size` (one of none)"),
             (["micro", "--port", "0", "--device", "tpu9"], "--device tpu9: no device"),
+            (["micro", "--port", "0", "--device", "meta"], "--device meta: no device"),
+            (["micro", "--port", "0", "--device", "cpu,"], "--device : no device"),
+            (["micro", "--port", "0", "--max-mib", "inf"], "--max-mib inf: must be a number from 0 to 16384"),
+            (["micro", "--port", "0", "--max-mib", "1e300"], "--max-mib 1e+300: must be a number"),
+            (["micro", "--port", "0", "--wait-ms", "inf"], "--wait-ms inf: must be a number from 0 to 60000"),
+            (["micro", "--port", "0", "--host", "x" * 64], "cannot serve on xxx"),
+            (["micro", "--port", "0", "--host", "256.0.0.1"], "cannot serve on 256.0.0.1:0: "),
+            (
+                [mine, "--port", "0", "--set", "bonus=many"],
+                f"reward {mine}: option `bonus`: input should be a valid",
+            ),
+            ([f"{bad}:Mine", "--port", "0"], f"{bad}:2: SyntaxError: "),
+            ([f"{raising}:Mine", "--port", "0"], f"{raising}:2: ModuleNotFoundError: No module named 'no_such"),
             (["micro", "--port", "0", "--device", "cpu,cuda:99"], "--device cuda:99: this machine has "),
             ([mine, "--port", port, "--set", "bonus=1"], f"cannot serve on 127.0.0.1:{port}: Address already in use"),
             ([mine, "--port", "0", "--set", "bonus=1", "--set", "checkpoint=x.pt"], "x.pt: no such file"),

@@ -163,10 +163,13 @@ def header_only(width: int, height: int, depth: int = 8) -> str:
         (body(1, prompts=[{"prompt": 3}]), 400, "prompts.0: no text called `prompt`"),
         (body(1, reward="taste"), 400, "unknown reward `taste` (there is level, double)"),
         (body(1, prompt="refuse"), 400, "refused"),
-        (body(1, prompt="nan"), 400, "image 0: its level is nan, no finite number"),
+        (body(1, prompt="nan"), 400, "image 0: its level is nan, not a finite number"),
         (body(1, prompt="crash"), 500, "RuntimeError: crashed"),
         (body(1, 2, prompt="short"), 500, "1 scores for 2 images from the scorer"),
         (body(1, prompt="other"), 500, "no list of numbers as level from the scorer"),
+        (body(1) | {"id": 5}, 400, "id: Input should be a valid string"),
+        (body(1) | {"id": "x" * 101}, 400, "id: String should have at most 100 characters"),
+        (body(1, prompt="huge"), 400, "image 0: its level is 3e+38, not a finite number of at most 1e+15"),
         (b" " * (LIMIT + 1), 413, "more than 1 MiB"),
     ],
     ids=lambda value: str(value)[:24],
@@ -177,6 +180,10 @@ def test_a_bad_request_gets_its_status_and_one_line(url, content, status, says):
     assert reply["detail"].startswith(says) or says in reply["detail"] and status == 413
     assert "\n" not in reply["detail"]
     assert post(url, body(9)) == (200, {"scores": [9.0]})
+
+
+def test_a_reply_returns_the_id_of_its_request(url):
+    assert post(url, body(1) | {"id": "ä 1"}) == (200, {"id": "ä 1", "scores": [1.0]})
 
 
 def test_grey_and_palette_pictures_are_scored(url):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.endpoint_stub import MODEL, endpoint, saying
+from helpers.raw_server import raw_server, reply
 from htgrpo_ext.core.randomness import derived_generator
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.rewards.batching import Batcher, ScorerFailed
@@ -178,6 +179,20 @@ def test_an_answer_in_another_form_is_nan_for_its_image_only(prompt_file):
     with endpoint(lambda request: answers[request["text"].split("[")[1].split("]")[0]]) as (url, _):
         good, cut, odd, last = scored(url, prompt_file, ["good", "cut", "odd", "good"])["unifiedreward"]
     assert good == last == 4 and math.isnan(cut) and math.isnan(odd)
+
+
+def test_a_surplus_reply_of_the_endpoint_is_no_score(prompt_file):
+    """The server keeps the connection, and sends a second reply after each one, in the same packet."""
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        if head.startswith(b"GET"):
+            return reply(json.dumps({"data": [{"id": MODEL}]}).encode())
+        return reply(saying("Final Score: 4")[1]) + reply(saying("Final Score: 1")[1])
+
+    with raw_server(answer) as url:
+        scorer = Scorer(CPU, prompt_file, MODEL, url, parallel=1)
+        for _ in range(2):
+            assert scorer.score([{"prompt": "a"}] * 3, [picture(4, 4)] * 3) == {"unifiedreward": [4.0] * 3}
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])

@@ -74,6 +74,7 @@ class LladaBackbone(Policy):
     codes_are_last whether the rows of the codebook are the last of the vocabulary
     """
 
+    grid: tuple[int, int]
     codebook_size = 8192
     mask_id: int
     masks_padding = True
@@ -117,14 +118,29 @@ class LladaBackbone(Policy):
 
         Raises UserError for a folder that is no such checkpoint, or whose tokenizer has other ids.
         """
-        tokenizer = load_tokenizer(checkpoint)
-        check_tokenizer(tokenizer, checkpoint, cls.named_tokens(tokenizer), cls.reserved, cls.lengths)
-        rows = cls.image_offset + cls.codebook_size
-        check_config(read_config(checkpoint), checkpoint, cls.mask_id, rows, cls.codes_are_last)
+        tokenizer = cls.load_tokenizer(checkpoint)
         model = load_llada(checkpoint, dtype)
         model.activation_checkpointing = activation_checkpointing
         policy, reference = prepare_policy(nn.Module.to(model, device), lora, seed, frozen)
         return cls(policy, tokenizer, reference, **layout)
+
+    @classmethod
+    def load_tokenizer(cls, checkpoint: Path) -> PreTrainedTokenizerFast:
+        """The tokenizer of a checkpoint, checked with config.json against the layout. Raises UserError."""
+        rows = cls.image_offset + cls.codebook_size
+        config = read_config(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
+        check_tokenizer(tokenizer, checkpoint, cls.named_tokens(tokenizer), cls.reserved, cls.lengths)
+        check_config(config, checkpoint, cls.mask_id, rows, cls.codes_are_last)
+        return tokenizer
+
+    @classmethod
+    def encode(cls, tokenizer: PreTrainedTokenizerFast, length: int, texts: Sequence[str]) -> Prompts:
+        """Rows of `length` ids, on the CPU; see `Backbone.encode_prompts`."""
+        raise NotImplementedError
+
+    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
+        return self.on_device(self.encode(self.tokenizer, self.prompt_length, texts))
 
     @classmethod
     def named_tokens(cls, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -138,6 +154,12 @@ class LladaBackbone(Policy):
 
     def prepare_decoder(self) -> None:
         _ = self.decoder
+
+    def unconditional(self) -> Prompts:
+        raise NotImplementedError
+
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
         """Places for the rotary embedding, int64 [S] or [U, S], of sequences without their first `cut` pads."""

@@ -1,46 +1,65 @@
-"""What the settings of the models on LLaDA's transformer have in common."""
+"""What the settings of MMaDA and Lumina-DiMOO have in common."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from htgrpo_ext.backbones.settings import Lora, ModelSection
-from htgrpo_ext.errors import UserError
 
 if TYPE_CHECKING:
-    from htgrpo_ext.backbones.llada.backbone import ImageBlock
+    import torch
+
+    from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone
     from htgrpo_ext.backbones.sizes import Sizes
     from htgrpo_ext.core.views import Prompts
 
 
 class LladaModelSection(ModelSection):
+    """Settings of a model on LLaDA's transformer; a subclass says which backbone and which layout."""
+
     dtype: Literal["bfloat16", "float32"]
     activation_checkpointing: bool
-    prompt_length: Annotated[int, Field(ge=4, le=4_096)]  # the context that LLaDA was trained with
+    prompt_length: Annotated[int, Field(ge=4, le=4096)]  # LLaDA's max_sequence_length
     vq_checkpoint: Path | None
 
     def lora_targets(self, lora: Lora) -> list[str] | str:
-        # By name alone `ff_out` would be the output head as well.
+        # The output head is called `ff_out` too, and gets no adapter.
         return rf".*\.blocks\.\d+\.({'|'.join(lora.targets)})"
 
-    def load_options(self, frozen: bool) -> dict[str, Any]:
-        """Keywords of `LladaBackbone.load` that every such model has."""
+    def backbone_class(self) -> "type[LladaBackbone]":
+        """The backbone that `load` makes."""
+        raise NotImplementedError
+
+    def layout(self) -> dict[str, Any]:
+        """Keywords of the backbone that only this model has."""
+        raise NotImplementedError
+
+    def image_block(self) -> "ImageBlock":
+        """The places of the image's tokens."""
+        raise NotImplementedError
+
+    def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "LladaBackbone":
         import torch
 
-        return dict(
-            checkpoint=self.checkpoint,
-            lora=self.lora_keywords(),
+        return self.backbone_class().load(
+            self.checkpoint,
+            self.lora_keywords(),
+            device,
+            seed,
+            frozen=frozen,
             dtype=getattr(torch, self.dtype),
             activation_checkpointing=self.activation_checkpointing,
             prompt_length=self.prompt_length,
             vq_checkpoint=self.vq_checkpoint,
-            frozen=frozen,
+            **self.layout(),
         )
 
-    def image_block(self) -> "ImageBlock":
-        """Where the image's tokens stand."""
-        raise NotImplementedError
+    def prompt_encoder(self) -> "Callable[[Sequence[str]], Prompts]":
+        backbone = self.backbone_class()
+        return partial(backbone.encode, backbone.load_tokenizer(self.checkpoint), self.prompt_length)
 
     def sizes(self) -> "Sizes":
         import torch
@@ -49,13 +68,9 @@ class LladaModelSection(ModelSection):
         from htgrpo_ext.backbones.llada.transformer import LLADA_8B, LladaConfig, LladaModel, read_config
         from htgrpo_ext.backbones.sizes import sizes_of
 
-        source = None
-        try:
-            config = read_config(self.checkpoint)
-        except UserError:
-            if self.checkpoint.exists():
-                raise
-            config, source = LladaConfig(**LLADA_8B), f"{self.checkpoint} is not there: LLaDA-8B's sizes"
+        config, source = LladaConfig(**dict(LLADA_8B)), f"{self.checkpoint} is not there: LLaDA-8B's sizes"
+        if self.checkpoint.exists():
+            config, source = read_config(self.checkpoint), None
         return sizes_of(
             self,
             lambda: LladaModel(config),
@@ -74,6 +89,6 @@ class LladaModelSection(ModelSection):
 
         from htgrpo_ext.core.views import Prompts
 
-        ids = torch.arange(count + 1)[:, None]  # any text is a prompt: one id each will do
+        ids = torch.arange(count + 1)[:, None]  # one id each is enough to tell prompts apart
         prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool))
         return prompts.rows(slice(count)), prompts.rows(slice(count, count + 1))

@@ -8,80 +8,71 @@ There is no dropout: log-probabilities are compared, and the published models ha
 U rows, S sequence positions, D width, V' head rows, M positions.
 """
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from htgrpo_ext.backbones.checkpoints import (
+    Layers,
+    Positive,
+    Size,
+    check_weights,
+    checked,
+    first_line,
+    load_weights,
+    read_json,
+    read_tensors,
+    refuse_non_finite,
+)
 from htgrpo_ext.errors import UserError
 
-# What the published models have and we have written; another value in config.json would mean another network.
-ONLY = {
-    "block_type": "llama",
-    "activation_type": "silu",
-    "layer_norm_type": "rms",
-    "rope": True,
-    "alibi": False,
-    "block_group_size": 1,
-    "attention_layer_norm": False,
-    "layer_norm_with_affine": True,
-    "input_emb_norm": False,
-    "scale_logits": False,
-}
-NEEDED = ("d_model", "n_heads", "n_layers", "vocab_size", *list(ONLY)[:4])  # their defaults would be another network
 
+class LladaKeys(BaseModel):
+    """What is read of a published config.json, with the defaults of its authors' configuration class.
 
-# LLaDA-8B's published sizes, for a plan before anything is downloaded; MMaDA and Lumina-DiMOO are made from it.
-LLADA_8B: dict[str, Any] = dict(
-    d_model=4096,
-    n_heads=32,
-    n_kv_heads=32,
-    n_layers=32,
-    mlp_hidden_size=12288,
-    vocab_size=134656,
-    embedding_size=134656,
-    weight_tying=False,
-)
+    A key without a default has to be there: its default is not what was published. A key with one allowed value is a
+    choice of the published models; other values mean a network that is not implemented.
+    """
+
+    block_type: Literal["llama"]
+    activation_type: Literal["silu"]
+    layer_norm_type: Literal["rms"]
+    rope: Literal[True]
+    alibi: Literal[False] = False
+    block_group_size: Literal[1] = 1
+    attention_layer_norm: Literal[False] = False
+    layer_norm_with_affine: Literal[True] = True
+    input_emb_norm: Literal[False] = False
+    scale_logits: Literal[False] = False
+    d_model: Size
+    n_heads: Size
+    n_kv_heads: Size | None = None
+    n_layers: Layers
+    mlp_ratio: Size = 4
+    mlp_hidden_size: Size | None = None
+    rms_norm_eps: Positive
+    rope_theta: Positive
+    rope_full_precision: bool = True
+    include_bias: bool = False
+    include_qkv_bias: bool | None = False
+    bias_for_layer_norm: bool | None = None
+    multi_query_attention: bool | None = None
+    vocab_size: Size
+    embedding_size: Size | None = None
+    weight_tying: bool
 
 
 class LladaConfig(PretrainedConfig):
-    """The keys of a published config.json, with the defaults that its authors' configuration class has."""
+    """`LladaKeys`, and whatever else a published config.json holds."""
 
     model_type = "llada"
-
-    def __init__(
-        self,
-        d_model: int = 768,
-        n_heads: int = 12,
-        n_kv_heads: int | None = None,
-        n_layers: int = 12,
-        mlp_ratio: int = 4,
-        mlp_hidden_size: int | None = None,
-        rms_norm_eps: float = 1e-5,
-        rope_theta: float = 10_000.0,
-        rope_full_precision: bool = True,
-        include_bias: bool = False,
-        include_qkv_bias: bool | None = False,
-        bias_for_layer_norm: bool | None = None,
-        multi_query_attention: bool | None = None,
-        vocab_size: int = 50_257,
-        embedding_size: int | None = None,
-        weight_tying: bool = True,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.d_model, self.n_heads, self.n_kv_heads, self.n_layers = d_model, n_heads, n_kv_heads, n_layers
-        self.mlp_ratio, self.mlp_hidden_size = mlp_ratio, mlp_hidden_size
-        self.rms_norm_eps, self.rope_theta, self.rope_full_precision = rms_norm_eps, rope_theta, rope_full_precision
-        self.include_bias, self.include_qkv_bias = include_bias, include_qkv_bias
-        self.bias_for_layer_norm, self.multi_query_attention = bias_for_layer_norm, multi_query_attention
-        self.vocab_size, self.embedding_size, self.weight_tying = vocab_size, embedding_size, weight_tying
 
     @property
     def head_width(self) -> int:
@@ -103,29 +94,39 @@ class LladaConfig(PretrainedConfig):
         return self.embedding_size or self.vocab_size
 
 
+# LLaDA-8B's published keys, for a plan before anything is downloaded; MMaDA and Lumina-DiMOO are built on it.
+LLADA_8B = LladaKeys(
+    block_type="llama",
+    activation_type="silu",
+    layer_norm_type="rms",
+    rope=True,
+    d_model=4096,
+    n_heads=32,
+    n_layers=32,
+    mlp_hidden_size=12288,
+    rms_norm_eps=1e-5,
+    rope_theta=500_000.0,
+    vocab_size=134656,
+    weight_tying=False,
+)
+
+
 def read_config(folder: Path) -> LladaConfig:
     """The config.json of a checkpoint folder.
 
-    Raises UserError if there is none, if a key is missing, or if it describes a network that is not written here.
+    Raises UserError if there is none, if a key is missing, or if it describes a network that is not implemented.
     """
     file = folder / "config.json"
-    try:
-        keys = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no checkpoint there (config.json is missing)") from None
-    except ValueError:
-        raise UserError(f"{file}: not valid JSON") from None
-    wrong = [f"{file}: `{key}` is missing" for key in NEEDED if key not in keys]
-    wrong += [
-        f"{file}: {key} {keys[key]!r} is not supported (only {value!r})"
-        for key, value in ONLY.items()
-        if keys.get(key, value) != value
-    ]
+    if not file.exists():
+        raise UserError(f"{folder}: no checkpoint there (config.json is missing)")
+    keys = read_json(file)
+    known = checked(keys, LladaKeys, file)
     keys.pop("model_type", None)  # "mmada" or "llada", for the same network
-    if wrong:
-        raise UserError("\n".join(wrong))
-    config = LladaConfig(**keys)
-    if config.d_model % config.n_heads or config.n_heads % config.kv_heads:
+    try:
+        config = LladaConfig(**keys | known)
+    except Exception as error:  # transformers reads keys of its own, and trusts them
+        raise UserError(f"{file}: cannot be used ({first_line(error)})") from None
+    if config.d_model % (2 * config.n_heads) or config.n_heads % config.kv_heads:
         sizes = f"d_model {config.d_model}, n_heads {config.n_heads}, key and value heads {config.kv_heads}"
         raise UserError(f"{file}: heads do not divide evenly ({sizes})")
     return config
@@ -141,14 +142,14 @@ def rotary_tables(config: LladaConfig, position_ids: Tensor) -> tuple[Tensor, Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
-    """Turn the two halves of each head [U, heads, S, head_width] against each other; in float32 if so configured."""
+    """Rotate the two halves of each head [U, heads, S, head_width]; in float32 if `full_precision`."""
     y = x.float() if full_precision else x
     a, b = y.chunk(2, dim=-1)
     return (y * cos.to(y.dtype) + torch.cat([-b, a], dim=-1) * sin.to(y.dtype)).to(x.dtype)
 
 
 class LladaNorm(nn.Module):
-    """RMSNorm in float32, rounded to the input's type before the weight, as the published models have it."""
+    """RMSNorm in float32, rounded to the input's type before the weight, as in the published models."""
 
     def __init__(self, config: LladaConfig):
         super().__init__()
@@ -210,8 +211,6 @@ class LladaModel(PreTrainedModel):
 
     config_class = LladaConfig
     base_model_prefix = "model"
-    # A tied checkpoint may hold the embedding a second time, under the head's name.
-    _keys_to_ignore_on_load_unexpected = [r"^model\.transformer\.ff_out\."]
     activation_checkpointing = False
 
     def __init__(self, config: LladaConfig):
@@ -228,7 +227,7 @@ class LladaModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Sizes that let every part of a random model matter: for tests, never for training."""
+        """Weights of a random model in which every part has an effect: for tests, never for training."""
         if isinstance(module, nn.Embedding):
             module.weight.data.normal_()
         elif isinstance(module, nn.Linear):
@@ -244,10 +243,10 @@ class LladaModel(PreTrainedModel):
         head_rows: slice = slice(None),
         position_ids: Tensor | None = None,
     ) -> CausalLMOutput:
-        """Logits where they are wanted.
+        """Logits at the wanted positions.
 
         input_ids       int64 [U, S]
-        attention_mask  bool [U, S], False where no position may look; None: every position sees every other
+        attention_mask  bool [U, S], False at positions that are hidden from all; None: nothing is hidden
         positions       bool [U, S], where logits are wanted; None: everywhere
         head_rows       rows of the vocabulary, V' of them
         position_ids    int64 [S] or [U, S], places for the rotary embedding; None: 0, 1, 2, ..
@@ -257,9 +256,8 @@ class LladaModel(PreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
         cos, sin = rotary_tables(self.config, position_ids)
-        # Without a pad there is nothing to hide, and attention kernels are faster without a mask.
         key_mask = None
-        if attention_mask is not None and not bool(attention_mask.all()):
+        if attention_mask is not None and not bool(attention_mask.all()):  # attention is faster without a mask
             key_mask = attention_mask[:, None, None, :]
         x = transformer["wte"](input_ids)
         for block in transformer["blocks"]:
@@ -275,21 +273,28 @@ class LladaModel(PreTrainedModel):
         return CausalLMOutput(logits=logits)
 
 
+def _without_weights(folder: Path) -> tuple[LladaModel, dict[str, str]]:
+    """The model that config.json describes, on the meta device, and the weights that a file may hold twice."""
+    config = read_config(folder)
+    config.name_or_path = str(folder)
+    with torch.device("meta"):
+        model = LladaModel(config)
+    head, embedding = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
+    return model, {head: embedding} if config.weight_tying else {}
+
+
 def load_llada(folder: Path, dtype: torch.dtype) -> LladaModel:
     """The model of a checkpoint folder: config.json and safetensors, in one file or in shards with their index.
 
-    Raises UserError if the weights are missing, do not fit config.json, or are not all there.
+    Raises UserError unless the weights are those that config.json describes, and finite.
     """
-    config = read_config(folder)
-    options: Any = dict(config=config, torch_dtype=dtype, low_cpu_mem_usage=True, output_loading_info=True)
-    try:
-        loaded: Any = LladaModel.from_pretrained(folder, **options)
-        model, found = loaded
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{folder}: the weights cannot be loaded ({str(error).splitlines()[0]})") from None
-    # Weights that no file holds are left without storage, and are not always reported.
-    missing = {*found["missing_keys"], *(name for name, p in model.named_parameters() if p.is_meta)}
-    for what, keys in (("missing", sorted(missing)), ("unexpected", sorted(found["unexpected_keys"]))):
-        if keys:
-            raise UserError(f"{folder}: {len(keys)} weights are {what}, {keys[0]} among them")
-    return model
+    model, copies = _without_weights(folder)
+    return load_weights(model, folder, dtype, copies)
+
+
+def check_llada(folder: Path) -> None:
+    """Raises UserError for a checkpoint that `load_llada` refuses; for models that other code loads."""
+    model, copies = _without_weights(folder)
+    for file in check_weights(model, folder, copies):
+        for name, tensor in read_tensors(file):
+            refuse_non_finite(name, tensor, file)

@@ -11,6 +11,7 @@ The unconditional row is the template around <uncondition>, with its own length 
 L prompt tokens, N = H*W image tokens, H rows of W.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from htgrpo_ext.backbones.checkpoints import load_by_library
 from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
 from htgrpo_ext.backbones.lumina import PIXELS
-from htgrpo_ext.backbones.tokens import token_ids
+from htgrpo_ext.backbones.tokens import prompt_ids, token_ids
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 
@@ -37,6 +39,7 @@ IMAGE_OFFSET = 126356  # id of code 0
 BEFORE = "<system>Generate an image according to the text prompt.</system><user>"
 AFTER = "</user>"
 NOBODY = "<uncondition>"
+MARKS = (*re.findall(r"<\S+?>", BEFORE + AFTER), NOBODY)
 
 
 def image_block(height: int, width: int) -> ImageBlock:
@@ -79,7 +82,6 @@ class LuminaBackbone(LladaBackbone):
         layout: dict[str, Any] = dict(prompt_length=prompt_length, vq_checkpoint=vq_checkpoint)
         super().__init__(model, tokenizer, reference, block=image_block(height, width), **layout)
         self.grid = (height // PIXELS, width // PIXELS)
-        self._before, self._after = token_ids(tokenizer, (BEFORE, AFTER))
 
     @classmethod
     def load(cls, checkpoint: Path, *args: Any, vq_checkpoint: Path | None = None, **options: Any) -> Self:
@@ -90,26 +92,25 @@ class LuminaBackbone(LladaBackbone):
     def named_tokens(cls, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
         return {"<|mdm_mask|>": MASK_ID, NOBODY: UNCONDITION}
 
-    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
-        """Rows of `prompt_length` ids; `image_logits` leaves out the pads that all rows have in common.
+    @classmethod
+    def encode(cls, tokenizer: PreTrainedTokenizerFast, length: int, texts: Sequence[str]) -> Prompts:
+        """Rows of `length` ids; `image_logits` leaves out the pads that all rows have in common.
 
         Raises UserError for a prompt that is too long: Lumina-DiMOO has no rule for cutting one.
         """
-        rows, words = [], []
-        for text, ids in zip(texts, token_ids(self.tokenizer, [BEFORE + t + AFTER for t in texts]), strict=True):
-            if len(ids) > self.prompt_length:
+        before, after = map(len, token_ids(tokenizer, (BEFORE, AFTER)))
+        rows = prompt_ids(tokenizer, texts, BEFORE, AFTER, MARKS)
+        for text, ids in zip(texts, rows, strict=True):
+            if len(ids) > length:
                 raise UserError(
-                    f"prompt {text[:40]!r}..: {len(ids)} ids with the template, "
-                    f"but there is room for {self.prompt_length} (model.prompt_length)"
+                    f"prompt {text[:40]!r}: {len(ids)} ids with the template, "
+                    f"but there is room for {length} (model.prompt_length)"
                 )
-            rows.append(ids)
-            own = range(0) if text == NOBODY else range(len(self._before), len(ids) - len(self._after))
-            words.append(own)
-        prompts = left_padded(rows, words, self.prompt_length, PAD)
-        return Prompts(*(t.to(self.device) for t in prompts))
+        return left_padded(rows, [range(before, len(ids) - after) for ids in rows], length, PAD)
 
     def unconditional(self) -> Prompts:
-        return self.encode_prompts([NOBODY])
+        rows = token_ids(self.tokenizer, [BEFORE + NOBODY + AFTER])
+        return self.on_device(left_padded(rows, [range(0)], self.prompt_length, PAD))
 
     def position_ids(self, attention_US: Tensor, cut: int) -> Tensor:
         """int64 [U, S]: a position counts from its own prompt's first token."""
@@ -125,13 +126,13 @@ class LuminaBackbone(LladaBackbone):
         folder = self.vq_checkpoint
         if folder is None or not (folder / "vqvae" / "config.json").is_file():
             raise UserError(f"{folder}: no vqvae/ there, which decodes pixels (model.vq_checkpoint)")
-        model: Any = VQModel.from_pretrained(folder, subfolder="vqvae")
-        model = model.to(self.device).eval().requires_grad_(False)
+        options = dict(low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True)
+        model = load_by_library(lambda: VQModel.from_pretrained(folder / "vqvae", **options), folder / "vqvae")
         if not model.config.lookup_from_codebook:
             raise UserError(f"{folder}/vqvae/config.json: lookup_from_codebook is off, so codes cannot be decoded")
         if (scale := 2 ** (len(model.config.block_out_channels) - 1)) != PIXELS:
             raise UserError(f"{folder}/vqvae/config.json: a code has {scale} pixels a side, the layout {PIXELS}")
-        return model
+        return model.to(self.device)
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:

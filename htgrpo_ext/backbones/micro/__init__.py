@@ -1,5 +1,7 @@
 """The micro model: a masked-diffusion transformer of one million weights, for a laptop."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from htgrpo_ext.backbones.settings import ModelSection
@@ -9,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from htgrpo_ext.backbones.micro.backbone import MicroBackbone
+    from htgrpo_ext.backbones.micro.model import MicroConfig
     from htgrpo_ext.backbones.sizes import Sizes
     from htgrpo_ext.core.views import Prompts
 
@@ -30,11 +33,23 @@ class Micro(ModelSection):
 
         return MicroBackbone.load(self.checkpoint, self.lora_keywords(), device, seed, frozen)
 
+    def config(self) -> "MicroConfig":
+        """The checkpoint's sizes; before there is one, those that `htgrpo pretrain-micro` gives it."""
+        from htgrpo_ext.backbones.micro.backbone import read_config
+        from htgrpo_ext.backbones.micro.model import MicroConfig
+
+        return read_config(self.checkpoint) if self.checkpoint.exists() else MicroConfig()
+
+    def prompt_encoder(self) -> "Callable[[Sequence[str]], Prompts]":
+        from htgrpo_ext.backbones.micro.backbone import encode_words, read_config
+
+        return partial(encode_words, length=read_config(self.checkpoint).prompt_length)
+
     def sizes(self) -> "Sizes":
-        from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel
+        from htgrpo_ext.backbones.micro.model import MicroModel
         from htgrpo_ext.backbones.sizes import FLOAT, sizes_of
 
-        config = MicroConfig(codebook_size=world.CODEBOOK_SIZE)
+        config = self.config()
         return sizes_of(
             self,
             lambda: MicroModel(config),
@@ -48,9 +63,8 @@ class Micro(ModelSection):
 
     def planned_prompts(self, count: int) -> "tuple[Prompts, Prompts]":
         from htgrpo_ext.backbones.micro.backbone import encode_words
-        from htgrpo_ext.backbones.micro.model import MicroConfig
 
         texts = [prompt["prompt"] for prompt in world.split_prompts()[0]]
         chosen = [texts[i * len(texts) // count % len(texts)] for i in range(count)]  # from all tasks
-        length = MicroConfig().prompt_length
+        length = self.config().prompt_length
         return encode_words(chosen, length), encode_words([""], length)

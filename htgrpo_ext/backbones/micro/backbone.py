@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from htgrpo_ext.backbones.checkpoints import Layers, Positive, Size, checked, load_weights, read_json
 from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel
 from htgrpo_ext.backbones.policy import Policy, prepare_policy
 from htgrpo_ext.core.sampler import MASK
@@ -22,6 +24,39 @@ WORDS = (
     + sorted({word for phrase in world.SCENES.values() for word in phrase.split()} - {"a"})
 )
 WORD_IDS = {word: i for i, word in enumerate(WORDS, start=IMAGE_START + 1)}
+
+
+class MicroKeys(BaseModel):
+    """The keys of a micro checkpoint's config.json; none may be missing."""
+
+    model_type: str
+    num_text_tokens: Annotated[Size, Field(ge=IMAGE_START + 1 + len(WORDS))]
+    codebook_size: Size
+    prompt_length: Annotated[Size, Field(ge=3)]
+    grid: Size
+    hidden_size: Size
+    num_layers: Layers
+    num_heads: Size
+    ffn_size: Size
+    rope_base: Positive
+
+
+def read_config(folder: Path) -> MicroConfig:
+    """The config.json of a checkpoint folder. Raises UserError if there is none, or if it is no micro model's."""
+    file = folder / "config.json"
+    if not file.exists():
+        raise UserError(f"{folder}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)")
+    keys = read_json(file)
+    if (other := keys.get("model_type", MicroConfig.model_type)) != MicroConfig.model_type:
+        raise UserError(f"{file}: a model of type {other!r}, not the micro model")
+    config = MicroConfig(**checked(keys, MicroKeys, file))
+    if (config.codebook_size, config.grid) != (world.CODEBOOK_SIZE, world.GRID):
+        sizes = f"codebook_size {world.CODEBOOK_SIZE} and grid {world.GRID}"
+        raise UserError(f"{file}: codebook_size is {config.codebook_size}, grid {config.grid}; the world has {sizes}")
+    if config.hidden_size % (4 * config.num_heads):  # rotary positions take a quarter of a head each
+        sizes = f"hidden_size {config.hidden_size}, num_heads {config.num_heads}"
+        raise UserError(f"{file}: heads do not divide evenly ({sizes})")
+    return config
 
 
 def encode_words(texts: Sequence[str], length: int) -> Prompts:
@@ -65,14 +100,15 @@ class MicroBackbone(Policy):
         frozen: bool = False,
     ) -> "MicroBackbone":
         """Load a checkpoint folder; see `prepare_policy`. Raises UserError if the folder contains no checkpoint."""
-        if not (checkpoint / "config.json").is_file():
-            raise UserError(f"{checkpoint}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)")
-        model: Any = MicroModel.from_pretrained(checkpoint)
-        return cls(*prepare_policy(model.to(device), lora, seed, frozen))
+        config = read_config(checkpoint)
+        config.name_or_path = str(checkpoint)
+        with torch.device("meta"):
+            model = MicroModel(config)
+        model = load_weights(model, checkpoint, torch.float32)
+        return cls(*prepare_policy(nn.Module.to(model, device), lora, seed, frozen))
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
-        prompts = encode_words(texts, self.config.prompt_length)
-        return Prompts(*(t.to(self.device) for t in prompts))
+        return self.on_device(encode_words(texts, self.config.prompt_length))
 
     def unconditional(self) -> Prompts:
         return self.encode_prompts([""])

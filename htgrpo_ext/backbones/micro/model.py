@@ -61,12 +61,12 @@ class MicroConfig(PretrainedConfig):
 
 def rotary_tables(config: MicroConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines, float32 [S, head_dim / 2], of the rotation angle of each pair of features."""
-    text = torch.arange(config.prompt_length)
-    cell = torch.arange(config.grid) + config.prompt_length
+    text = torch.arange(config.prompt_length, device="cpu")
+    cell = torch.arange(config.grid, device="cpu") + config.prompt_length
     rows = torch.cat([text, cell.repeat_interleave(config.grid)])
     columns = torch.cat([text, cell.repeat(config.grid)])
     quarter = config.hidden_size // config.num_heads // 4
-    frequencies = config.rope_base ** (-torch.arange(quarter) / quarter)
+    frequencies = config.rope_base ** (-torch.arange(quarter, device="cpu") / quarter)
     angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -117,7 +117,7 @@ class MicroModel(PreTrainedModel):
         self.blocks = nn.ModuleList(MicroBlock(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.lm_head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
-        # Not saved.
+        # Not saved, and on the CPU even while a checkpoint is loaded.
         self._rotary = rotary_tables(config)
         self.post_init()
 

@@ -18,9 +18,11 @@ from htgrpo_ext.backbones.micro.backbone import MicroBackbone
 from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel
 from htgrpo_ext.core.randomness import derived_generator, derived_seed
 from htgrpo_ext.core.sampler import MASK, cosine_masked_share
+from htgrpo_ext.files import new_folder
 from htgrpo_ext.micro import world
 
 CAPTION_DROP = 0.1
+SIZE = 5_000_000  # bytes of a checkpoint, at most
 
 
 def training_scenes(seed: int, placement: str) -> Iterator[tuple[str, list[int]]]:
@@ -67,8 +69,15 @@ def pretrain(out: Path, seed: int, steps: int, batch_size: int = 64, placement: 
     """Train a MicroModel from scratch and save it to `out` (config.json, model.safetensors).
 
     Muon trains the blocks' matrices, AdamW the embedding, the head and the norms.
+
+    Raises UserError, before anything is trained, if `out` is there and not empty, or cannot be written.
     """
-    model = fresh_model(seed)
+    with new_folder(out.expanduser(), SIZE) as folder:
+        train(fresh_model(seed), seed, steps, batch_size, placement).save_pretrained(folder)
+
+
+def train(model: MicroModel, seed: int, steps: int, batch_size: int, placement: str) -> MicroModel:
+    """Train the model in place, with a progress bar; see `pretrain`."""
     backbone = MicroBackbone(model)
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
@@ -98,4 +107,4 @@ def pretrain(out: Path, seed: int, steps: int, batch_size: int = 64, placement: 
                 stepper.step()
             running += 0.02 * (loss.item() - running)
             progress.update(task, advance=1, description=f"pretrain  loss {running:.3f}")
-    model.save_pretrained(out)
+    return model

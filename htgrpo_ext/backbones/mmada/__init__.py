@@ -1,12 +1,10 @@
 """MMaDA-8B."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from htgrpo_ext.backbones.llada.settings import LladaModelSection
 
 if TYPE_CHECKING:
-    import torch
-
     from htgrpo_ext.backbones.llada.backbone import ImageBlock
     from htgrpo_ext.backbones.mmada.backbone import MMaDABackbone
 
@@ -26,8 +24,10 @@ class Mmada(LladaModelSection):
 
         return image_block()
 
-    def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "MMaDABackbone":
+    def backbone_class(self) -> "type[MMaDABackbone]":
         from htgrpo_ext.backbones.mmada.backbone import MMaDABackbone
 
-        masks_padding = self.attention == "masked"
-        return MMaDABackbone.load(device=device, seed=seed, masks_padding=masks_padding, **self.load_options(frozen))
+        return MMaDABackbone
+
+    def layout(self) -> dict[str, Any]:
+        return dict(masks_padding=self.attention == "masked")

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from htgrpo_ext.backbones.checkpoints import load_by_library
 from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
-from htgrpo_ext.backbones.tokens import token_ids
+from htgrpo_ext.backbones.tokens import prompt_ids
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 
@@ -73,18 +74,18 @@ class MMaDABackbone(LladaBackbone):
         named = {"<|mdm_mask|>": MASK_ID}
         return named | {tokenizer.bos_token or "bos_token": BOS, tokenizer.eos_token or "eos_token": EOS}
 
-    def encode_prompts(self, texts: Sequence[str]) -> Prompts:
-        """Rows of `prompt_length` ids; a longer text is cut and still ends with eos, as in MMaDA."""
+    @classmethod
+    def encode(cls, tokenizer: PreTrainedTokenizerFast, length: int, texts: Sequence[str]) -> Prompts:
+        """Rows of `length` ids; a longer text is cut and still ends with eos, as in MMaDA."""
         rows, words = [], []
-        for ids in token_ids(self.tokenizer, texts):
+        for ids in prompt_ids(tokenizer, texts):
             text = ids[1:] if ids[:1] == [BOS] else ids
             row = [TEXT_TO_IMAGE, BOS, *text, EOS]
-            if len(row) > self.prompt_length:
-                row = [*row[: self.prompt_length - 1], EOS]
+            if len(row) > length:
+                row = [*row[: length - 1], EOS]
             rows.append(row)
             words.append(range(2, len(row) - 1))
-        prompts = left_padded(rows, words, self.prompt_length, PAD)
-        return Prompts(*(t.to(self.device) for t in prompts))
+        return left_padded(rows, words, length, PAD)
 
     def unconditional(self) -> Prompts:
         return self.encode_prompts([""])
@@ -98,14 +99,19 @@ class MMaDABackbone(LladaBackbone):
         """MAGVITv2, loaded at first use. Raises UserError if upstream or the weights are missing."""
         if self.vq_checkpoint is None or not self.vq_checkpoint.is_dir():
             raise UserError(f"{self.vq_checkpoint}: no MAGVITv2 checkpoint there (model.vq_checkpoint)")
-        with redirect_stdout(sys.stderr):  # the class prints its sizes, and stdout is for results
-            model = magvit_class().from_pretrained(self.vq_checkpoint)
-        return model.to(self.device).eval().requires_grad_(False)
+        return load_magvit(self.vq_checkpoint).to(self.device)
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:
         """Pixels of codes int64 [B, N]; MAGVITv2's output exceeds [-1, 1] at times and is clamped."""
         return torch.cat([self.decoder.decode_code(codes.to(self.device)) for codes in chunks(codes_BN)]).clamp(-1, 1)
+
+
+def load_magvit(folder: Path) -> Any:
+    """MAGVITv2 with the weights of a folder, on the CPU. Raises UserError unless they are all there and finite."""
+    options = dict(low_cpu_mem_usage=False, output_loading_info=True)
+    with redirect_stdout(sys.stderr):  # the class prints its sizes, and stdout is for results
+        return load_by_library(lambda: magvit_class().from_pretrained(folder, **options), folder)
 
 
 def magvit_class() -> Any:

@@ -14,7 +14,8 @@ from htgrpo_ext.maskgrpo.patches.series import Series, export, rebase, require_a
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; a user's mistake is one `error:` line and exit code 2."""
-    parser = argparse.ArgumentParser(prog=f"python -m {patches.__name__}", description=str(patches.__doc__)[:97])
+    about = (patches.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog=f"python -m {patches.__name__}", description=about)
     parser.add_argument("action", choices=["get", "applied", "apply", "unapply", "check", "export", "rebase"])
     parser.add_argument("--url", help="where to clone MaskGRPO from, instead of .gitmodules' address (get)")
     parser.add_argument("--to", help="commit or tag to move the series to (rebase)")

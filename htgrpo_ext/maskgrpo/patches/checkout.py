@@ -28,10 +28,10 @@ def run_git(folder: Path, *arguments: str, input: str = "", **environment: str) 
     return done.stdout.decode(errors="surrogateescape").removesuffix("\n")
 
 
-def repository(folder: Path, **environment: str) -> str | None:
+def repository(folder: Path, **environment: str) -> Path | None:
     """The git directory that git uses in a folder, None if there is none."""
     try:
-        return run_git(folder, "rev-parse", "--path-format=absolute", "--git-common-dir", **environment)
+        return Path(run_git(folder, "rev-parse", "--path-format=absolute", "--git-common-dir", **environment)).resolve()
     except UserError:
         return None
 
@@ -46,9 +46,7 @@ class Checkout:
         # Without them, git looks for a repository further up: the project's.
         self.environment = IDENTITY | {"GIT_DIR": f"{root.absolute()}/.git", "GIT_WORK_TREE": f"{root.absolute()}"}
         if repository(root, **self.environment) in (None, repository(root.parent)):
-            raise UserError(
-                f"{root}/ is not a git repository of its own (a broken clone?): remove it, then make upstream"
-            )
+            raise UserError(f"{root}/ is not a git repository of its own (a broken clone?): remove it; make upstream")
 
     def git(self, *arguments: str, input: str = "", **environment: str) -> str:
         return run_git(self.root, *arguments, input=input, **self.environment, **environment)
@@ -80,13 +78,13 @@ class Checkout:
     def refuse_unsaved(self, *saved: str) -> None:
         """Raises UserError if somebody else's commits would be lost when HEAD moves: only HEAD leads to them."""
         command = ("log", "--format=%ce %h `%s`", "HEAD", "--not", *saved, "--branches", "--remotes", "--tags")
-        for row in self.git(*command).splitlines() if self.find("HEAD") else []:
-            email, _, commit = row.partition(" ")
-            if email != EMAIL:  # the tool makes its own again
-                raise UserError(
-                    f"{self.root}/ holds a commit that is in no patch and on no branch, {commit}: save it first with "
-                    f"`make export-patches`, or `git -C {self.root} branch NAME`"
-                )
+        rows = self.git(*command).splitlines() if self.find("HEAD") else []
+        if lost := [row for row in rows if not row.startswith(EMAIL)]:  # the tool makes its own again
+            commit = lost[0].partition(" ")[2]
+            raise UserError(
+                f"{self.root}/ holds a commit that is in no patch and on no branch, {commit}: save it first with "
+                f"`make export-patches`, or `git -C {self.root} branch NAME`"
+            )
 
     def move(self, commit: str) -> None:
         self.git("checkout", "--quiet", "--detach", commit)
@@ -103,9 +101,7 @@ def get(root: Path, url: str | None, commit: str) -> str:
         try:
             run_git(root.parent, "clone", "--quiet", "--no-checkout", url, str(root.absolute()))
         except UserError as error:
-            raise UserError(
-                f"{url} cannot be cloned; name a mirror: make upstream UPSTREAM_URL=... ({error})"
-            ) from None
+            raise UserError(f"{url} cannot be cloned; name a mirror: make upstream UPSTREAM_URL=.. ({error})") from None
     checkout = Checkout(root)
     if not checkout.find(commit):
         checkout.git("fetch", "--quiet", url, commit)
@@ -118,4 +114,5 @@ def get(root: Path, url: str | None, commit: str) -> str:
         if path.endswith(".py"):
             raise UserError(f"{url} is incomplete: {path} cannot be read; take another mirror")
         checkout.git("update-index", "--skip-worktree", "--", path)
-    return f"{root}/ is at {commit[:12]}" + (f"; the mirror lacks {', '.join(missing)}" if missing else "")
+    lacks = ", ".join(missing).encode(errors="replace").decode()
+    return f"{root}/ is at {commit[:12]}" + (f"; the mirror lacks {lacks}" if missing else "")

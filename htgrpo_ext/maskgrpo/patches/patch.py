@@ -35,7 +35,7 @@ class Patch:
 
     @property
     def texts(self) -> list[str]:
-        return [text for _, text in self.lines]
+        return [text.removesuffix("\r") for _, text in self.lines]
 
     def trailer(self, key: str) -> list[str]:
         """The values of a trailer such as `Hook-In: a, b`, in order."""

@@ -12,6 +12,8 @@ def functions_of(node: ast.AST, prefix: str = "") -> list[tuple[str, ast.AST, ra
     """(qualified name, node, lines with decorators) of every function; inner ones come after those around them."""
     found = []
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue
         inner = f"{prefix}{child.name}." if isinstance(child, Scope) else prefix
         if isinstance(child, Scope) and not isinstance(child, ast.ClassDef):
             first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
@@ -34,22 +36,28 @@ def misplaced(patch: Patch, source: str) -> str | None:
         return f"the file is no valid Python any more, or an inserted line no statement ({error})"
     functions, wanted = functions_of(tree), patch.trailer("Hook-In")
     names = [name for name, *_ in functions]
+    stand = {number: function_at(tree, number) for number, _ in patch.lines}
     for name in wanted:
         if name != "module" and names.count(name) != 1:
             return f"there {'is more than one' if name in names else 'is no'} {name} in {patch.path}"
-    stand = [function_at(tree, number) for number, _ in patch.lines]
-    if wrong := [name for name in stand if name not in wanted]:
+    if wrong := [name for name in stand.values() if name not in wanted]:
         return f"a line came to stand in {wrong[0]}, not in {' or '.join(wanted)}"
-    if missing := [name for name in wanted if name not in stand]:
+    if missing := [name for name in wanted if name not in stand.values()]:
         return f"no line came to stand in {missing[0]}"
-    statements = {(node.lineno, ast.dump(node)): node for node in ast.walk(tree) if isinstance(node, ast.stmt)}
+    beside = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and node.lineno in stand]
+    statements = {(node.lineno, ast.dump(node)): node for node in beside}
     if any((number, ast.dump(node)) not in statements for number, node in hooks):
         return "a line came to stand inside a string or another statement"
     for name, function, _ in functions:
-        ours = [statements[number, ast.dump(node)] for number, node in hooks if function_at(tree, number) == name]
+        ours = [statements[number, ast.dump(node)] for number, node in hooks if stand[number] == name]
         if ours and (fault := misordered(function, ours, patch)):
             return f"in {name}, {fault}"
     return None
+
+
+def variables(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
+    """The variables that a node assigns (Store) or reads (Load)."""
+    return [name for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, context)]
 
 
 def misordered(function: ast.AST, hooks: list[ast.stmt], patch: Patch) -> str | None:
@@ -59,46 +67,43 @@ def misordered(function: ast.AST, hooks: list[ast.stmt], patch: Patch) -> str | 
     and not above, but for computing it. If the hook does not read it, it is not assigned above either.
     Hook-After: what also stands above, and is not assigned below. Hook-Before: what stands below only.
     """
-    ours, computing = {node for hook in hooks for node in ast.walk(hook)}, set()
+    ours = {node for hook in hooks for node in ast.walk(hook)}
+    computing = set(ours)
     for node in ast.walk(function):
-        head = node.test if isinstance(node, ast.If) else node if isinstance(node, ast.Assign | ast.AugAssign) else None
-        made = {
-            n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n not in ours
-        }
-        computing |= {n for n in ast.walk(head) if isinstance(n, ast.Name) and n.id in made} if head else set()
-    places: list[tuple[str, str, int]] = []
+        if isinstance(node, ast.If | ast.Assign | ast.AugAssign):
+            made = {name.id for name in variables(node, ast.Store) if name not in ours}
+            head = node.test if isinstance(node, ast.If) else node
+            computing |= {name for name in variables(head, ast.Load) if name.id in made}
+    reading = variables(function, ast.Load)
+    places = [(name.id, "computed" if name in computing else "used", name.lineno) for name in reading]
     for node in ast.walk(function):
         if isinstance(node, ast.arg):
             places.append((node.arg, "assigned", node.lineno))
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            places.append((node.id, "computed" if node in computing | ours else "used", node.lineno))
-        elif isinstance(node, ast.Name) and node not in ours:
-            places.append((node.id, "assigned", node.lineno))
         elif isinstance(node, ast.Attribute) and node not in ours:
             places.append((node.attr, "attribute", node.lineno))
+    places += [(name.id, "assigned", name.lineno) for name in variables(function, ast.Store) if name not in ours]
 
-    def stands(pattern: str, above: bool, line: int, *kinds: str) -> bool:
-        """Whether a name stands above (or below) a line, in one of these ways or in any."""
-        named = [place for place in places if fnmatchcase(place[0], pattern) and (not kinds or place[1] in kinds)]
-        return any(place[2] < line if above else place[2] > line for place in named)
+    def stands(pattern: str, side: str, line: int, *kinds: str) -> bool:
+        """Whether a name stands above or below a line, in one of these ways or in any."""
+        named = [at for name, kind, at in places if fnmatchcase(name, pattern) and (not kinds or kind in kinds)]
+        return any(at < line if side == "above" else at > line for at in named)
 
     for hook in hooks:
-        variables = [node for node in ast.walk(hook) if isinstance(node, ast.Name)]
-        sets = {node.id for node in variables if isinstance(node.ctx, ast.Store)}
-        reads = {node.id for node in variables if isinstance(node.ctx, ast.Load) or isinstance(hook, ast.AugAssign)}
+        sets = {name.id for name in variables(hook, ast.Store)}
+        reads = {name.id for name in variables(hook, ast.Load)} | (sets if isinstance(hook, ast.AugAssign) else set())
         for name in reads:
-            if stands(name, False, hook.lineno, "assigned"):
+            if stands(name, "below", hook.lineno, "assigned"):
                 return f"{name} is assigned below the hook that reads it"
         for name in sets:
-            if stands(name, True, hook.lineno, "used", *(() if name in reads else ("assigned",))):
+            if stands(name, "above", hook.lineno, "used", *([] if name in reads else ["assigned"])):
                 return f"{name} is used or assigned above the hook that sets it"
-            if not stands(name, False, hook.lineno, "used", "computed"):
+            if not stands(name, "below", hook.lineno, "used", "computed"):
                 return f"{name} is not used below the hook that sets it"
     first, last = hooks[0].lineno, hooks[-1].lineno
-    for pattern in patch.trailer("Hook-After"):
-        if not stands(pattern, True, first) or stands(pattern, False, last, "assigned"):
-            return f"the hook does not stand below {pattern} (Hook-After)"
-    for pattern in patch.trailer("Hook-Before"):
-        if stands(pattern, True, first) or not stands(pattern, False, last):
-            return f"the hook does not stand above {pattern} (Hook-Before)"
+    for name in patch.trailer("Hook-After"):
+        if not stands(name, "above", first) or stands(name, "below", last, "assigned"):
+            return f"the hook does not stand below {name} (Hook-After)"
+    for name in patch.trailer("Hook-Before"):
+        if stands(name, "above", first) or not stands(name, "below", last):
+            return f"the hook does not stand above {name} (Hook-Before)"
     return None

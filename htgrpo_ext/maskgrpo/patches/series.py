@@ -26,8 +26,11 @@ class Series:
     @classmethod
     def load(cls, folder: Path) -> "Series":
         """Raises UserError if the list and the files do not agree, or a file is no insert-only patch."""
-        texts = {file.name: file.read_bytes().decode(errors="surrogateescape") for file in folder.glob("*.patch")}
-        listing = (folder / "series").read_text()
+        try:
+            texts = {file.name: file.read_bytes().decode(errors="surrogateescape") for file in folder.glob("*.patch")}
+            listing = (folder / "series").read_text(errors="replace")
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; `git checkout {folder}` restores it") from None
         listed = re.findall("^[^#\n]+$", listing, re.MULTILINE)
         base = re.search("^# base: ([0-9a-f]{40})$", listing, re.MULTILINE)
         if not base:
@@ -158,9 +161,11 @@ def rebase(checkout: Checkout, series: Series, to: str | None, resume: bool) -> 
                 raise UserError("other lines than the patch's came out")
         except UserError as error:
             where = f"{patch.path}, {', '.join(patch.trailer('Hook-In'))}"
+            reason = "its neighbouring lines have changed (conflict)" if "with conflicts" in str(error) else error
             raise UserError(
-                f"{error}: put the lines of patches/{patch.name} there by hand, without committing ({where}; if the "
-                f"function has a new name, change Hook-In in the patch), then: make rebase-patches TO={to} CONTINUE=1"
+                f"patches/{patch.name} does not go onto {target[:12]}: {where}: {reason}. Put its lines there by hand "
+                "(change Hook-In in the patch if the function has a new name), without committing, then: "
+                f"make rebase-patches TO={to} CONTINUE=1"
             ) from None
         if edited:  # they are in `commit`
             checkout.git("checkout", "--quiet", "HEAD", "--", *edited)

@@ -8,15 +8,18 @@ needs no row: `htgrpo serve-reward mine.py:MyReward` serves it.
 import importlib
 import importlib.util
 import inspect
+import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.rewards.registry import REWARDS, Reward
 
 
@@ -24,6 +27,8 @@ class Scorer(Protocol):
     """A reward model, loaded on one device. Its keyword arguments after the device are its options.
 
     rewards  names of the rewards that it gives
+
+    It may have an attribute `cut_prompts`, the number of prompts so far of which the model read only the start.
     """
 
     rewards: ClassVar[tuple[str, ...]]
@@ -73,7 +78,14 @@ def _module_of(file: Path) -> ModuleType:
     if specification is None or specification.loader is None:
         raise UserError(f"{file}: not a Python file")
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    try:
+        specification.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the file does
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+        raise UserError(f"{file}:{line or 1}: {type(error).__name__}: {one_line(error)}") from None
     return module
 
 
@@ -82,8 +94,18 @@ def code_scorer(reward: Reward) -> Callable[[Sequence[dict], Tensor, Sequence[st
     return importlib.import_module(f"{__name__}.{reward.scorer}").score_codes
 
 
+def device_of(name: str, option: str) -> torch.device:
+    """The device called `cpu`, `cuda` or `cuda:1`. Raises UserError, which names the option, if there is none."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise UserError(f"{option} {one_line(name, 40)}: no device (cpu, cuda, cuda:1 ..)")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{option} {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
 def check_options(scorer: type[Scorer], name: str, options: Mapping[str, Any]) -> None:
-    """Raise UserError for an option that the scorer does not have, or one that it needs and did not get."""
+    """Raise UserError for an option that the scorer does not have or that has another type, or for a missing one."""
     parameters = list(inspect.signature(scorer).parameters.values())[1:]  # after the device
     known = [parameter.name for parameter in parameters]
     wrong = [
@@ -94,5 +116,19 @@ def check_options(scorer: type[Scorer], name: str, options: Mapping[str, Any]) -
         for parameter in parameters
         if parameter.default is inspect.Parameter.empty and parameter.name not in options
     ]
+    for parameter in parameters:
+        if parameter.name in options and _is_plain(parameter.annotation):
+            try:
+                TypeAdapter(parameter.annotation).validate_python(options[parameter.name], strict=True)
+            except ValidationError as error:
+                said, value = error.errors()[0]["msg"], one_line(repr(options[parameter.name]), 60)
+                said = said[0].lower() + said[1:].replace("valid string", "text in quotes")
+                wrong.append(f"reward {name}: option `{parameter.name}`: {said} (got {value})")
     if wrong:
         raise UserError("\n".join(sorted(wrong)))
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Whether it is a type of the values that YAML has, a union of such, or a Literal."""
+    plain = set(get_args(annotation) or (annotation,)) <= {str, int, float, bool, type(None)}
+    return plain or get_origin(annotation) is Literal

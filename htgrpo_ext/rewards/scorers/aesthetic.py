@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.pixels import levels_image
 from htgrpo_ext.rewards.openclip import OpenClip
 
@@ -55,7 +55,7 @@ def read_head(file: Path) -> list[tuple[Tensor, Tensor]]:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file (option `head` of the reward aesthetic)") from None
     except Exception as error:  # torch.load raises many kinds
-        raise UserError(f"{file}: not a predictor's weights ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{file}: not a predictor's weights ({one_line(error)})") from None
     fits = all(first[0].shape[0] == second[0].shape[1] for first, second in zip(layers, layers[1:], strict=False))
     if not layers or not fits or layers[-1][0].shape[0] != 1:
         raise UserError(f"{file}: not a predictor's weights (linear maps that end in one number)")

@@ -26,10 +26,13 @@ class Scorer:
         dtype: str = "float32",
     ):
         self.clip = OpenClip(device, model, weights, dtype)
+        self.cut_prompts = 0
 
     def score(self, prompts: Sequence[dict], images: Sequence[Tensor]) -> dict[str, list[float]]:
         """See `Scorer` in scorers/__init__.py."""
         texts = list(dict.fromkeys(prompt["prompt"] for prompt in prompts))  # rollouts of a prompt share its vector
-        text_BD = self.clip.texts(texts)[[texts.index(prompt["prompt"]) for prompt in prompts]]
+        row_B = [texts.index(prompt["prompt"]) for prompt in prompts]
+        text_BD, is_cut = self.clip.texts(texts)[row_B], self.clip.is_cut(texts)
+        self.cut_prompts += sum(is_cut[row] for row in row_B)
         image_BD = self.clip.pictures([levels_image(image) for image in images])
         return {"clip": (image_BD * text_BD).sum(-1).tolist()}

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.pixels import levels_image
 from htgrpo_ext.rewards.geneval import CLASSES, COLORS, THRESHOLD, Detection, check, judge, objects
 from htgrpo_ext.rewards.openclip import OpenClip
@@ -105,7 +105,7 @@ class Detector:
         try:
             loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{checkpoint}: no Mask2Former checkpoint ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{checkpoint}: no Mask2Former checkpoint ({one_line(error)})") from None
         self.model, report = loaded
         if missing := report["missing_keys"] or report["mismatched_keys"]:
             raise UserError(

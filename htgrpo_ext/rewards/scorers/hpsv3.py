@@ -15,7 +15,7 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.pixels import levels_image
 
 BASE = "Qwen/Qwen2-VL-7B-Instruct"
@@ -68,7 +68,7 @@ class Scorer:
                 self._model = hpsv3.HPSv3RewardInferencer(str(file), checkpoint, device)  # pyright: ignore[reportAttributeAccessIssue] (takes this file for it)
             # SafetensorError: a truncated file. RuntimeError: load_state_dict, which lists every tensor.
             except (OSError, SafetensorError, RuntimeError) as error:
-                line = " ".join(str(error).split())[:300]
+                line = one_line(error, 300)
                 name = checkpoint or "HPSv3.safetensors"
                 raise UserError(f"reward hpsv3: cannot load {name} into {base}: {line}") from None
         self._reserved = list(self._model.processor.tokenizer.get_added_vocab())

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.pixels import levels_image
 
 
@@ -41,7 +41,7 @@ class Scorer:
             # The package accepts a file that lacks weights, and leaves those random.
             held = torch.load(checkpoint, mmap=True, weights_only=True).keys() if checkpoint else None
         except Exception as error:  # torch.load raises many kinds, a failed download others
-            said = " ".join(str(error).split())[:300]
+            said = one_line(error, 300)
             raise UserError(f"reward imagereward: cannot load {name}: {said}") from None
         used = [
             key for key, _ in self.model.named_parameters() if "_proj." not in key

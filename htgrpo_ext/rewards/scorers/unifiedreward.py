@@ -9,6 +9,7 @@ B images.
 
 import asyncio
 import base64
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.pixels import encode_png, levels_image
 from htgrpo_ext.rewards.published import CAPTION, SCORE
 
 MODEL = "CodeGoat24/UnifiedReward-qwen-7b"
 MOST_TOKENS = 512  # most tokens of an answer, as published
 KEY = "UNIFIEDREWARD_API_KEY"  # environment variable: the endpoint's key, if it needs one
-PATIENT = (408, 429)  # statuses below 500 that a retry may cure
+MODELS_TIMEOUT = 10.0  # seconds
 MARK = re.compile(r"<\|\w+\|>|<image>")  # marks pictures and turns in these models' input
 
 
@@ -108,7 +109,7 @@ class Local:
                 checkpoint, torch_dtype=getattr(torch, dtype), output_loading_info=True
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            said = " ".join(str(error).split())[:300]
+            said = one_line(error, 300)
             raise UserError(f"reward unifiedreward: cannot load {checkpoint}: {said}") from None
         if missing := report["missing_keys"] or report["mismatched_keys"]:
             raise UserError(
@@ -147,38 +148,41 @@ class Endpoint:
     def __init__(self, url: str, model: str, parallel: int, timeout: float):
         self.url, self.model, self.parallel, self.timeout = url.rstrip("/"), model, parallel, timeout
         try:
-            import httpx
+            from htgrpo_ext.rewards import wire
         except ImportError:
             raise UserError("reward unifiedreward: an endpoint needs httpx (pip install httpx)") from None
-        self.httpx = httpx
-        key = os.environ.get(KEY)
-        self.settings = {
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            "trust_env": False,  # no proxy: the server may be on this host
-        }
+        self.wire = wire
         try:
-            reply = httpx.get(f"{self.url}/models", timeout=10.0, **self.settings)
-            served = [entry["id"] for entry in reply.raise_for_status().json()["data"]]
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-            said = " ".join(str(error).split()) or type(error).__name__
+            served = asyncio.run(self._models())
+        except Exception as error:  # of the url, the connection or the reply
+            said = one_line(error) or type(error).__name__
             raise UserError(f"reward unifiedreward: no list of models at {self.url}/models ({said})") from None
         if model not in served:
-            raise UserError(f"reward unifiedreward: {self.url} has no {model} but {', '.join(map(str, served))}")
+            raise UserError(f"reward unifiedreward: {self.url} has no {model} but {one_line(', '.join(served))}")
 
     def answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
         """As `Local`, in bounded time. Raises ValueError for a refusal, other errors may be transient."""
         return asyncio.run(self._answers(questions, images))  # cancels the other requests when one fails
 
+    def _client(self) -> Any:
+        return self.wire.http_client(os.environ.get(KEY), self.parallel)
+
+    async def _models(self) -> list[str]:
+        async with asyncio.timeout(MODELS_TIMEOUT), self._client() as http:
+            status, reply, _ = await self.wire.request(http, "GET", f"{self.url}/models")
+        if status != 200:
+            raise ValueError(f"status {status}")
+        return [str(entry["id"]) for entry in json.loads(reply)["data"]]
+
     async def _answers(self, questions: Sequence[str], images: Sequence[Tensor]) -> list[str | None]:
-        limit = asyncio.Semaphore(self.parallel)
         try:
-            async with asyncio.timeout(self.timeout), self.httpx.AsyncClient(timeout=None, **self.settings) as http:
-                asked = (self._ask(http, limit, *each) for each in zip(questions, images, strict=True))
+            async with asyncio.timeout(self.timeout), self._client() as http:
+                asked = (self._ask(http, *each) for each in zip(questions, images, strict=True))
                 return await asyncio.gather(*asked)
         except TimeoutError:
             raise RuntimeError(f"no answer from {self.url} within {self.timeout:g} s") from None
 
-    async def _ask(self, http: Any, limit: asyncio.Semaphore, question: str, image: Tensor) -> str | None:
+    async def _ask(self, http: Any, question: str, image: Tensor) -> str | None:
         picture = {"url": f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"}
         body = {
             "model": self.model,
@@ -186,17 +190,18 @@ class Endpoint:
             "temperature": 0,
             "max_tokens": MOST_TOKENS,
         }
-        async with limit:
-            reply = await http.post(f"{self.url}/chat/completions", json=body)
-        if reply.status_code != 200:
-            what = f"{self.url} says {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-            lasting = 400 <= reply.status_code < 500 and reply.status_code not in PATIENT
-            raise (ValueError if lasting else RuntimeError)(what)
+        url = f"{self.url}/chat/completions"
         try:
-            choice = reply.json()["choices"][0]
-            ended, answer = choice["finish_reason"] == "stop", choice["message"]["content"]
-            if not isinstance(answer, str):
-                raise TypeError(f"the answer is {answer!r}")
-        except (ValueError, KeyError, IndexError, TypeError) as error:  # not the picture's fault: a retry may help
-            raise RuntimeError(f"{self.url}: a reply that cannot be read ({error!r})") from None
-        return answer if ended else None
+            status, reply, _ = await self.wire.request(http, "POST", url, json.dumps(body).encode())
+            if status == 200:
+                choice = json.loads(reply)["choices"][0]
+                ended, answer = choice["finish_reason"] == "stop", choice["message"]["content"]
+                if not isinstance(answer, str):
+                    raise TypeError(f"the answer is {answer!r}")
+                return answer if ended else None
+        except (self.wire.BadReply, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            # Not the picture's fault: a retry may help.
+            raise RuntimeError(f"{self.url}: a reply that cannot be read ({one_line(repr(error))})") from None
+        lasting = 400 <= status < 500 and status not in self.wire.TRANSIENT
+        said = f"{self.url} says {status}: {one_line(reply.decode(errors='replace'))}"
+        raise (ValueError if lasting else RuntimeError)(said)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from helpers.upstream_moves import ROOT, SOURCE, Project, git, made_here
+from helpers.upstream_moves import NAMES, PATH, ROOT, SOURCE, Project, git, made_here, with_hooks
 
 ACTIONS = ("get", "apply", "unapply", "export", "rebase", "applied")
 
@@ -47,11 +47,16 @@ def state(project: Project) -> str:
     return f"{branch} {git(project.root, 'status', '--porcelain')} {(project.root / 'mine.txt').read_text()}"
 
 
-@pytest.mark.parametrize("link", [None, "gitdir: ../.git\n"], ids=["empty", "the project's"])
-def test_git_never_runs_in_the_projects_own_repository(project, link):
+@pytest.mark.parametrize("what", ["empty", "gitdir: ../.git\n", "link"])
+def test_git_never_runs_in_the_projects_own_repository(project, what):
     in_a_repository(project)
     dot_git, to = project.upstream / ".git", project.series.base
-    dot_git.write_text(link) if link else dot_git.mkdir()
+    if what == "empty":
+        dot_git.mkdir()
+    elif what == "link":
+        dot_git.symlink_to("../.git")
+    else:
+        dot_git.write_text(what)
     before = state(project)
     for action in ACTIONS:
         assert_refused(
@@ -126,3 +131,111 @@ def test_exported_commits_of_the_users_are_the_series(project):
     assert project.file.read_text() == text
     target = project.move(SOURCE.replace("roll_1 =", "roll_one ="))
     assert "moved 5 patches" in project.run("rebase", target)
+
+
+def put_by_hand(project: Project, target: str, end: str) -> None:
+    """Move the series, each patch's lines put there by hand; `end` ends them."""
+    for which in range(4):
+        project.refuses("rebase", "conflict", target, resume=which > 0)
+        project.file.write_bytes(with_hooks(project.file.read_bytes().decode(), which, end).encode())
+    assert "moved 4 patches" in project.run("rebase", target, resume=True)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_upstream_with_crlf_is_reached_by_hand_and_then_moves_on(project, end):
+    put_by_hand(project, project.move(SOURCE.replace("\n", "\r\n")), end)
+    text = project.file.read_bytes()
+    assert text.replace(b"\r\n", b"\n").count(b"\r") == 0 and text.count(b"\r\n") > SOURCE.count("\n") - 1
+    project.run("unapply")
+    assert project.file.read_bytes() == SOURCE.replace("\n", "\r\n").encode()
+    project.run("apply")
+    assert project.file.read_bytes() == text and "exact" in project.run("check")
+    again = project.move(SOURCE.replace("roll_1 =", "one =").replace("\n", "\r\n"))
+    assert "moved 4 patches" in project.run("rebase", again)
+
+
+def test_edit_by_hand_in_a_checkout_that_git_gives_crlf_goes_on(project, monkeypatch):
+    git(project.upstream, "config", "core.autocrlf", "true")
+    target = project.move(SOURCE.replace("loss_5 = self.step(5)", "loss_5 = self.step(50)"))
+    project.refuses("rebase", "conflict", target)
+    text = project.file.read_bytes().replace(b"        loss_6 =", b"        loss_5 *= 2\r\n        loss_6 =")
+    assert text.count(b"\r\n") == text.count(b"\n")
+    project.file.write_bytes(text)
+    assert "moved 4 patches" in project.run("rebase", target, resume=True)
+
+
+LATIN = SOURCE.replace('"""A walker."""', '"""Läufer."""').encode("latin-1")
+
+
+def test_latin_1_file_is_patched_byte_for_byte(project):
+    project.run("unapply")
+    project.file.write_bytes(b"# -*- coding: latin-1 -*-\n" + LATIN)
+    git(project.upstream, "commit", "--quiet", "--all", "-m", "Latin-1")
+    target = project.head
+    project.run("rebase", target)
+    patched = project.file.read_bytes()
+    assert patched.decode("latin-1").splitlines()[1] == '"""Läufer."""' and b"loss_12 *= 3" in patched
+    project.run("unapply")
+    assert project.file.read_bytes() == b"# -*- coding: latin-1 -*-\n" + LATIN
+    project.run("apply")
+    assert project.file.read_bytes() == patched
+    git(project.upstream, "checkout", "--quiet", target)
+    project.file.write_bytes(LATIN)
+    git(project.upstream, "commit", "--quiet", "--all", "-m", "no coding line, so no Python")
+    assert_refused(project, "no valid Python any more", "rebase", "--to", project.head)
+
+
+def remove(path: str):
+    return lambda project: (project.root / path).unlink()
+
+
+def write(path: str, content: bytes):
+    return lambda project: (project.root / path).write_bytes(content)
+
+
+def cut(path: str, share: float = 0.5):
+    def half(project: Project) -> None:
+        content = (project.root / path).read_bytes()
+        (project.root / path).write_bytes(content[: int(len(content) * share)])
+
+    return half
+
+
+SECOND = f"patches/{NAMES[1]}"
+HALF_WRITTEN = [
+    (remove("patches/series"), "patches/series: No such file"),
+    (write("patches/series", b""), "patches/series: the line `# base: COMMIT`"),
+    (write("patches/series", b"\xff\xfe\x00"), "patches/series: the line `# base: COMMIT`"),
+    (cut("patches/series", 0.9), "there is no such file"),
+    (write(SECOND, b"\xff\xfe\x00"), f"{NAMES[1]}: not one patch of one file"),
+    (cut(SECOND, 0.3), f"{NAMES[1]}: not one patch of one file"),
+    (cut(SECOND, 0.98), NAMES[1]),
+    (write("upstream/.git/HEAD", b""), "not a git repository of its own"),
+    (cut("upstream/.git/HEAD"), "upstream/"),
+    (cut("upstream/.git/index", 0.05), "index file"),
+    (write("upstream/.git/index.lock", b""), "upstream/.git/index.lock': File exists"),
+    (remove(f"upstream/{PATH}"), f"{PATH} has changes of its own"),
+    (lambda project: shutil.rmtree(project.upstream / ".git" / "objects"), "upstream/"),
+    (lambda project: shutil.rmtree(project.upstream / ".git" / "refs"), "not a git repository of its own"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), HALF_WRITTEN, ids=[str(i) for i in range(len(HALF_WRITTEN))])
+def test_half_written_state_is_one_line(project, spoil, words):
+    project.run("unapply")
+    spoil(project)
+    assert_refused(project, words, "apply")
+
+
+def test_every_cut_of_a_patch_is_refused_by_name(project):
+    text = project.series.patches[1].text
+    for end in range(0, len(text), 7):
+        (project.root / SECOND).write_text(text[:end])
+        project.refuses("apply", NAMES[1])
+
+
+def test_missing_git_or_address_is_one_line(project):
+    assert_refused(project, "git", "apply", PATH="/nonexistent")
+    project.upstream.rename(project.root / "away")
+    assert_refused(project, "git config", "get")
+    assert_refused(project, "cannot be cloned", "get", "--url", "nowhere")
