@@ -223,8 +223,8 @@ def _lines(error: Exception) -> list[str]:
         return str(error).split("\n")
     if isinstance(error, OSError) and error.filename and error.strerror:
         return [f"{error.filename}: {error.strerror}"]
-    if hasattr(error, "format_message"):  # typer's, for arguments that are wrong
-        return [f"{' '.join(error.format_message().split())} (see htgrpo --help)"]
+    if said := getattr(error, "format_message", None):  # typer's, for arguments that are wrong
+        return [f"{' '.join(said().split())} (see htgrpo --help)"]
     raise error
 
 
