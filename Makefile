@@ -51,6 +51,7 @@ $(call check,METHOD,method)
 $(call check,METHODS,method)
 $(call check,ABLATION,ablation)
 $(call check,REWARD,reward)
+$(if $(strip $(METHODS)),,$(error METHODS names no method (some of: $(METHODS_KNOWN))))
 $(if $(filter-out native reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: native upstream)))
 $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
 endif
@@ -122,13 +123,13 @@ $(TEST_CLIP): $(READY)
 	@touch $@
 
 train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## Train: MODEL, METHOD, REWARD, ABLATION, SEED, LOOP, LAUNCH, CHECKPOINT, SET, RESUME=1
-	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(RESUME),--resume)
+	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
 compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
-	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods $(subst $(empty) $(empty),$(comma),$(strip $(METHODS))) \
+	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(subst $(empty) $(empty),$(comma),$(strip $(METHODS)))' \
 		--seeds $(SEEDS) --jobs $(JOBS) --set loop.cycles=$(CYCLES) $(SETS)
 
 test: $(READY) $(TEST_CLIP)  ## Run the tests

@@ -8,18 +8,26 @@ from typing import Annotated
 
 import typer
 
-from htgrpo_ext.errors import Stopped, UserError
+from htgrpo_ext import __version__
+from htgrpo_ext.errors import Stopped, UserError, one_line
 
 app = typer.Typer(
     help="HT-GRPO for masked-diffusion image generators, and its baselines.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-prompts_app = typer.Typer(help="Prompt sets.", no_args_is_help=True)
+prompts_app = typer.Typer(help="Prompt sets.")
 app.add_typer(prompts_app, name="prompts")
 
-Files = Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, later ones winning.")]
+
+def _names(kind: str) -> list[str]:
+    from htgrpo_ext.config import CONFIGS
+
+    return sorted(file.stem for file in (CONFIGS / kind).glob("*.yaml"))
+
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, or packaged ones (model/micro); later ones win.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
 
 
@@ -32,6 +40,19 @@ class Loop(StrEnum):
 class Placement(StrEnum):
     canonical = "canonical"
     free = "free"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"htgrpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def htgrpo(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -67,42 +88,30 @@ def plan(config: Files, set_: Overrides = None) -> None:
 def compare(
     config: Files,
     methods: Annotated[str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per method: seeds 0, 1, ..")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs per method: seeds 0, 1, ..")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time.")] = 1,
     set_: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of all the runs and of compare.json.")] = Path("runs/compare"),
 ) -> None:
     """Train several methods under equal seeds, prompts and rewards, and lay the runs side by side."""
-    files = method_files(methods)
+    from htgrpo_ext.config import config_files
+
+    files = config_files("method", methods)
     from htgrpo_ext.workflow.compare import compare as compare_methods
 
     compare_methods(config, files, seeds, jobs, set_ or [], out)
 
 
-def method_files(names: str) -> list[Path]:
-    """The YAML files of methods given by name (configs/method) or by path, with commas between. Raises UserError."""
-    folder = Path("configs/method")
-    files, unknown = [], []
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        file = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
-        files.append(file)
-        if not file.is_file():
-            unknown.append(
-                f"unknown method `{name}` (one of {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))})"
-            )
-    if unknown or not files:
-        raise UserError("\n".join(unknown) or "--methods names no method")
-    return files
-
-
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option(help="Name in configs/model, or a YAML file.")],
+    model: Annotated[
+        str, typer.Option(help="Name in configs/model, or a YAML file.", autocompletion=lambda: _names("model"))
+    ],
     checkpoint: Annotated[Path, typer.Option(help="Folder of the model.")],
     prompt: Annotated[list[str], typer.Option(help="What to paint; may be given several times.")],
     adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter that training saved.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the images.")] = Path("samples"),
     trace: Annotated[
         bool, typer.Option("--trace", help="Also the order of the tokens and the canvas by steps.")
@@ -110,9 +119,9 @@ def sample(
     set_: Overrides = None,
 ) -> None:
     """Paint prompts; every PNG holds its prompt, seed and settings."""
-    from htgrpo_ext.config import load_settings
+    from htgrpo_ext.config import config_files, load_settings
 
-    files = [named_file("model", model), Path("configs/method/htgrpo.yaml")]
+    files = [*config_files("model", model), *config_files("method", "htgrpo")]
     settings = load_settings(files, [f"model.checkpoint={checkpoint}", *(set_ or [])])
     from htgrpo_ext.workflow.sample import sample as sample_prompts
 
@@ -132,20 +141,11 @@ def merge(
     print(f"{out}: {merge_files(checkpoint, adapter, out)} weights changed")
 
 
-def named_file(kind: str, name: str) -> Path:
-    """The YAML file `name`, or configs/`kind`/`name`.yaml. Raises UserError that lists the names."""
-    file = Path(name) if name.endswith(".yaml") else Path("configs") / kind / f"{name}.yaml"
-    if not file.is_file():
-        names = ", ".join(sorted(f.stem for f in Path("configs", kind).glob("*.yaml")))
-        raise UserError(f"unknown {kind} `{name}` (one of {names})")
-    return file
-
-
 @app.command("pretrain-micro")
 def pretrain_micro(
     out: Annotated[Path, typer.Option(help="Folder to save the checkpoint in.")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=10**7, help="Optimizer steps.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     placement: Annotated[Placement, typer.Option(help="Where objects may stand.")] = Placement.canonical,
 ) -> None:
     """Train the micro model's base checkpoint from scratch."""
@@ -166,9 +166,9 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) ->
 
 @prompts_app.command("geneval-train")
 def prompts_geneval_train(
-    n: Annotated[int, typer.Option("--n", min=1, help="Lines to write.")],
+    n: Annotated[int, typer.Option("--n", min=1, max=10**7, help="Lines to write.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     exclude: Annotated[Path, typer.Option(help="GenEval's own prompts, to leave out.")] = Path(
         "upstream/dataset/GenEval/evaluation_metadata.jsonl"
     ),
@@ -187,7 +187,7 @@ def serve_reward(
     device: Annotated[
         str | None, typer.Option(help="cpu, or cuda:0,cuda:1: one worker each. [default: cuda:0 if there is one]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at once, at most.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Images scored at once, at most.")] = 16,
     wait_ms: Annotated[float, typer.Option(min=0, help="How long a batch waits for more, at most.")] = 5.0,
     max_mib: Annotated[float, typer.Option(min=0.001, help="Size of a request, at most.")] = 64.0,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="The reward's own.")] = None,
@@ -206,15 +206,26 @@ def serve_reward(
 def main() -> None:
     """Run the command. Each of a user's mistakes is one `error:` line; the exit code is then 2. Control-C: 130."""
     try:
-        app()
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":  # every process of a run stops
             print(stop, file=sys.stderr)
         sys.exit(128 + stop.signum)
+    except Exception as error:
+        for line in _lines(error):
+            print(f"error: {one_line(line, 2000)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _lines(error: Exception) -> list[str]:
+    """What to tell the user. Raises the error if it is no mistake of theirs."""
+    if isinstance(error, UserError):
+        return str(error).split("\n")
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return [f"{error.filename}: {error.strerror}"]
+    if said := getattr(error, "format_message", None):  # typer's, for arguments that are wrong
+        return [f"{' '.join(said().split())} (see htgrpo --help)"]
+    raise error
 
 
 if __name__ == "__main__":

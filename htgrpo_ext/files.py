@@ -1,12 +1,34 @@
-"""Files that a reader, or a crash, never sees half written."""
+"""Files that a reader, or a crash, never sees half written; folders that are known to take files."""
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from htgrpo_ext.errors import UserError
+
+
+def require_folder(folder: Path) -> None:
+    """Try whether files can be written to a folder, which need not be there: a command does so before it works.
+
+    Raises UserError if not. Leaves nothing behind.
+    """
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder}: a file is in the way of this folder") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            for each in missing:
+                each.rmdir()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ Nothing here imports torch. Each field is checked on its own; `problems` checks 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from htgrpo_ext.backbones import BACKBONES
 from htgrpo_ext.backbones.settings import ModelSection
@@ -17,15 +17,15 @@ from htgrpo_ext.methods.base import Method
 from htgrpo_ext.prompts.settings import PromptSource
 from htgrpo_ext.rewards.settings import RewardSettings
 from htgrpo_ext.rollouts.settings import RolloutSettings
-from htgrpo_ext.section import Section, by_name, one_of
+from htgrpo_ext.section import Cycles, FolderName, NonNegative, Positive, Rows, Section, Seed, Updates, by_name, one_of
 
-# The sections that a name chooses, with what it may choose from.
+# The sections that their `name` chooses, each with its choices.
 CHOICES: dict[str, dict[str, type[Section]]] = {
     "method": by_name(METHODS),
     "model": by_name(BACKBONES),
     "eval": by_name(BENCHMARKS),
 }
-HELD_OUT = 40  # prompts of each task of the micro world that RL does not see, where no evaluation says how many
+HELD_OUT = 40  # prompts per task of the micro world that are not trained on, where the run has no MicroEval
 
 if TYPE_CHECKING:
     AnyModel = ModelSection
@@ -33,23 +33,24 @@ if TYPE_CHECKING:
 else:
     AnyModel, AnyMethod = one_of(BACKBONES), one_of(METHODS)
 
+MOST_TOKENS = 2**22  # of all rollouts of a cycle: 32 times those of the paper's runs
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoopSettings(Section):
-    cycles: PositiveInt
-    updates_per_rollout: PositiveInt
-    micro_batches: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    warmup_updates: NonNegativeInt
+    cycles: Cycles
+    updates_per_rollout: Updates
+    micro_batches: Rows
+    batch_size: Rows
+    learning_rate: Annotated[float, Field(gt=0, le=1)]  # AdamW moves each weight by about this much a step
+    warmup_updates: Annotated[int, Field(ge=0, le=256_000_000)]  # the optimizer steps of the longest run
     adam_betas: tuple[Beta, Beta]
-    weight_decay: NonNegativeFloat
-    max_grad_norm: PositiveFloat
+    weight_decay: NonNegative
+    max_grad_norm: Positive
     clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
-    kl_coefficient: NonNegativeFloat
-    save_steps: PositiveInt
-    save_minutes: PositiveFloat | None = 30.0
+    kl_coefficient: NonNegative
+    save_steps: Cycles
+    save_minutes: Positive | None = 30.0
 
 
 class LogSettings(Section):
@@ -65,9 +66,9 @@ class RunSettings(Section):
     out    folder of the run; runs/NAME if it is not given
     """
 
-    name: str | None = None
-    label: str | None = None
-    seed: NonNegativeInt
+    name: FolderName | None = None
+    label: FolderName | None = None
+    seed: Seed
     out: Path | None = None
     model: AnyModel
     method: AnyMethod
@@ -77,13 +78,6 @@ class RunSettings(Section):
     reward: RewardSettings
     eval: AnyBenchmark | None = None  # None: the run is not evaluated
     log: LogSettings
-
-    @field_validator("name", "label")
-    @classmethod
-    def _a_folders_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name.isprintable() or "/" in name or name.strip(". ") == "" or len(name) > 100):
-            raise ValueError(f"`{name[:40]}` cannot name a folder: at most 100 characters, and no `/`")
-        return name
 
     @field_validator("prompts")
     @classmethod
@@ -102,7 +96,7 @@ class RunSettings(Section):
 
     @property
     def held_out(self) -> int:
-        """Prompts of each task of the micro world that RL does not see: MicroEval's, where the run has it."""
+        """Prompts per task of the micro world that the run does not train on: MicroEval's, if it has that."""
         return self.eval.prompts_per_task if isinstance(self.eval, MicroEval) else HELD_OUT
 
     def problems(self, processes: int = 1) -> list[str]:
@@ -113,6 +107,12 @@ class RunSettings(Section):
             found.append(
                 f"{prompts} prompts a cycle do not divide into {processes} processes x {self.loop.micro_batches} "
                 "micro-batches (rollout.prompts_per_cycle, loop.micro_batches)"
+            )
+        images, tokens = prompts * self.rollout.rollouts_per_prompt, self.model.num_image_tokens
+        if images * tokens > MOST_TOKENS:
+            found.append(
+                f"{images:,} images of {tokens:,} tokens a cycle are too many: the sampler holds tables for at most "
+                f"{MOST_TOKENS:,} tokens (rollout.prompts_per_cycle, rollout.rollouts_per_prompt)"
             )
         found += self.model.problems()
         if self.eval and self.eval.world not in (None, self.model.world):

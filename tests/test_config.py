@@ -7,8 +7,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from helpers.paths import CONFIGS
-from htgrpo_ext.config import load_settings, save_settings
+from helpers.paths import CONFIGS, ROOT
+from htgrpo_ext.config import load_settings, read_options, save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import CHOICES
 from htgrpo_ext.train.folder import refuse_other_settings
@@ -93,21 +93,22 @@ def test_a_method_of_another_name_replaces_the_section():
     assert again.method == METHODS["d1"](name="d1", prompt_mask_rate=0.2)
 
 
-FINITE = st.floats(1e-9, 1e9)
-
-
 @example(HTGRPO, "\x85 \u2028é", 1.0, (0.0, 0.0), None)  # ends of lines to YAML
+@example(HTGRPO, "1e-4", 1e-5, (0.0, 0.0), Path("runs/a: b #c"))
+@example(HTGRPO, "yes", 1e-5, (0.0, 0.0), Path("010"))
 @given(
     st.sampled_from(sorted(CONFIGS.glob("method/*.yaml"))),
-    st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])),
-    FINITE,
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\0")),
+    st.floats(1e-9, 1),
     st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
     st.sampled_from([None, Path("runs/a b"), Path("/somewhere/é")]),
 )
-def test_saved_settings_load_back_equal(tmp_path_factory, method, name, rate, betas, out):
+def test_saved_settings_load_back_equal(tmp_path_factory, method, text, rate, betas, out):
     settings = load_settings([MODEL, method])
     loop = settings.loop.model_copy(update={"learning_rate": rate, "adam_betas": betas})
-    settings = settings.model_copy(update={"loop": loop, "name": name, "out": out})
+    term = settings.reward.terms[0].model_copy(update={"name": "clip", "device": text, "options": {"model": text}})
+    reward = settings.reward.model_copy(update={"terms": [term]})
+    settings = settings.model_copy(update={"loop": loop, "reward": reward, "out": out})
     path = tmp_path_factory.mktemp("saved") / "deep" / "config.yaml"
     save_settings(settings, path)
     assert load_settings([path]) == settings
@@ -144,7 +145,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_pat
         ("method.context=all", "method.context must be 'masked' or 'reveal-structure' (got 'all')"),
         ("method.name=htgrp", "unknown method `htgrp` (did you mean `htgrpo`?)"),
         ("loop.cycles=many", "loop.cycles must be a valid integer (got 'many')"),
-        ("loop.cycles=1.5", "loop.cycles must be a valid integer, got a number with a fractional part (got 1.5)"),
+        ("loop.cycles=1.5", "loop.cycles must be a valid integer (got 1.5)"),
         ("loop=3", "loop must be a section of settings (got 3)"),
         ("method=htgrpo", "method must be a section of settings (got 'htgrpo')"),
         (
@@ -256,7 +257,7 @@ def test_files_that_cannot_be_read_are_one_line_each(tmp_path):
         f"{missing}: no such file",
         f"{empty}: empty, expected settings",
         f"{broken}:3: not valid YAML (mapping values are not allowed here)",
-        f"{twice}:2: not valid YAML (`seed` is given twice)",
+        f"{twice}:2: `seed` is given twice",
         f"{listed}: expected sections such as `method:`, got a list",
         f"{tmp_path}: cannot be read (Is a directory)",
         "--set seed: expected key=value, such as loop.cycles=2",
@@ -298,6 +299,185 @@ def test_a_run_resumes_with_moved_rewards_but_not_with_other_rewards():
     for other in (clip % ", options: {model: ViT-H-14}", clip % ", scale: 2"):
         with pytest.raises(UserError, match=r"^run: the run there has reward.terms"):
             refuse_other_settings(with_terms(other, partial % ""), then)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["010", "1:30", "1_000", "0x10", "0o17", "+010", ".inf", "-.inf", ".nan", "yes", "off"],
+)
+def test_an_ambiguous_value_is_refused(tmp_path, value):
+    reason = f"`{value}` is ambiguous: write a plain number, true or false, or text in quotes"
+    assert errors([MODEL, HTGRPO], [f"loop.cycles={value}"]) == [f"--set loop.cycles={value}: {reason}"]
+    file = written(tmp_path, f"loop:\n  cycles: {value}\n")
+    assert errors([MODEL, HTGRPO, file]) == [f"{file}:2: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("loop.cycles=true", "loop.cycles must be a valid integer (got true)"),
+        ("loop.cycles='3'", "loop.cycles must be a valid integer (got '3')"),
+        ("loop.cycles=2024-01-01", "loop.cycles must be a valid integer (got '2024-01-01')"),
+        ("loop.cycles=null", "loop.cycles must be a valid integer (got nothing)"),
+        ("loop.learning_rate=false", "loop.learning_rate must be a valid number (got false)"),
+        ("loop.adam_betas=[0, true]", "loop.adam_betas.1 must be a valid number (got true)"),
+        ("loop.adam_betas=[0]", "loop.adam_betas.1 is missing"),
+        ("log.wandb=1", "log.wandb must be true or false (got 1)"),
+        ("method.budget={global: true}", "method.budget.global must be a valid integer (got true)"),
+        ("loop.learning_rate=nan", "loop.learning_rate must be a valid number (got 'nan')"),
+        ("loop.learning_rate=1e400", "`1e400` is beyond the range of a number"),
+        ("rollout.temperature=1e-400", "`1e-400` is beyond the range of a number"),
+        (f"seed={'9' * 5000}", f"`{'9' * 30}..` is beyond the range of a number"),
+        ("reward.terms=[{name: verdict, weight: .inf}]", "`.inf` is ambiguous: write a plain number, true or false, "
+         "or text in quotes"),
+        ("reward.terms=[{name: clip, weight: 1, options: {model: [a]}}]",
+         "reward.terms.0.options.model must be text, a number, true or false (got a list)"),
+        ("method={[a]: 1}", "a key must be text"),
+        ('x="\\ud800"', "a null character or half of a surrogate pair is no text"),
+        ("method={{a: 1}: 1}", "a key must be text"),
+        ("method=&a {b: *a}", "more than 32 levels, or an alias that contains itself"),
+        ("method=&a [*a]", "more than 32 levels, or an alias that contains itself"),
+        (f"method={'[' * 3000}", "more than 32 levels"),
+        (f"method={'{a: ' * 3000}", "more than 32 levels"),
+        ("method={name: !!python/name:os.system x}", "tag `tag:yaml.org,2002:python/name:os.system` is not read"),
+        ("method=!!set {a}", "tag `tag:yaml.org,2002:set` is not read"),
+        ("label=../../evil", "label: must be a folder's name: no / or \\, no dot in front, at most 100 bytes"),
+        ('model={name: micro, checkpoint: "a\\0b"}', "a null character or half of a surrogate pair is no text"),
+    ],
+)  # fmt: skip
+def test_a_strange_value_is_one_line(override, reason):
+    (line,) = errors([MODEL, HTGRPO], [override])
+    assert line.startswith(f"--set {override[:100]}") and line.endswith(f": {reason}")
+
+
+def test_aliases_that_stand_for_billions_are_refused(tmp_path):
+    lines = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    file = written(tmp_path, "\n".join(lines))
+    assert errors([file]) == [f"{file}:1: more than 100,000 values"]
+
+
+def test_an_alias_is_its_value(tmp_path):
+    file = written(tmp_path, "method: {rates: {global: &r {gamma_min: 0.25}, structure: *r}}")
+    rates = load_settings([MODEL, HTGRPO, file]).method.rates
+    assert rates["global"].gamma_min == rates["structure"].gamma_min == 0.25
+
+
+@pytest.mark.parametrize("name", ["[a]", "{a: b}"])
+def test_a_name_that_is_no_text_is_an_unknown_name(tmp_path, name):
+    file = written(tmp_path, f"method: {{name: {name}}}")
+    (line,) = errors([MODEL, file])
+    assert line.startswith(f"{file}: unknown method `a ") and line.endswith("tracegrpo, unigrpo)")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", ".hidden", "..", " ", "a\tb", "n" * 101])
+def test_a_name_that_would_leave_its_folder_is_refused(name):
+    (line,) = errors([MODEL, HTGRPO], [f"name={name}"])
+    assert line.endswith("name: must be a folder's name: no / or \\, no dot in front, at most 100 bytes")
+
+
+@pytest.mark.parametrize(
+    "text", ["123", "010", "1e3", "true", "yes", "a: b", "a #b", "[x", "*x", "2024-13-01", "a=b", "!x"]
+)
+def test_an_override_of_a_text_or_a_path_is_taken_as_it_stands(text):
+    settings = load_settings([MODEL, HTGRPO], [f"name={text}", f"model.checkpoint={text}", f"out=/{text}"])
+    assert (settings.name, settings.model.checkpoint, settings.out) == (text, Path(text), Path("/", text))
+
+
+def test_a_file_may_give_a_number_for_a_text_or_a_path(tmp_path):
+    file = written(tmp_path, "name: 010\nlabel: 1e3\nout: /123\nmodel: {checkpoint: /1e3}")
+    settings = load_settings([MODEL, HTGRPO, file])
+    assert (settings.name, settings.label) == ("010", "1e3")
+    assert (settings.out, settings.model.checkpoint) == (Path("/123"), Path("/1e3"))
+
+
+@pytest.mark.parametrize("value", ["null", ""])
+def test_an_optional_text_or_path_may_be_null(value):
+    settings = load_settings([MODEL, HTGRPO], ["name=a", "out=b", f"name={value}", f"out={value}"])
+    assert settings.name is None and settings.out is None
+
+
+def test_paths_in_a_file_are_relative_to_it_and_overrides_to_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine/data").mkdir(parents=True)
+    source = "prompts: [{format: text, path: data/p.txt}]\nmodel: {checkpoint: ../base}\nout: ~/run"
+    file = written(tmp_path / "mine", source)
+    monkeypatch.setenv("HOME", "/home/someone")
+    for here in (tmp_path, tmp_path / "mine", Path("/")):
+        monkeypatch.chdir(here)
+        settings = load_settings([MODEL, HTGRPO, file], ["prompts=[]", "prompts=[{format: text, path: data/p.txt}]"])
+        assert settings.model.checkpoint.resolve() == tmp_path / "base"
+        assert settings.out.resolve() == Path("/home/someone/run")
+        assert settings.prompts[0].path == Path("data/p.txt")
+        assert load_settings([MODEL, HTGRPO, file]).prompts[0].path.resolve() == tmp_path / "mine/data/p.txt"
+
+
+def test_saved_paths_move_with_their_tree_and_stay_absolute_out_of_it(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    sets = ["model.checkpoint=base", "prompts=[{format: text, path: /data/p.txt}]"]
+    save_settings(load_settings([MODEL, HTGRPO], sets), Path("runs/x/config.yaml"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    settings = load_settings([Path("b/runs/x/config.yaml")])
+    assert (settings.model.checkpoint, settings.prompts[0].path) == (Path("b/base"), Path("/data/p.txt"))
+
+
+@pytest.mark.parametrize("files", [["model/micro", "method/d1"], ["configs/model/micro.yaml", "method/d1.yaml"]])
+def test_packaged_files_are_found_from_any_folder(tmp_path, monkeypatch, files):
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings([Path(file) for file in files])
+    assert settings.run_name == "micro-d1-s0" and settings.model.checkpoint == ROOT / "assets/micro-base"
+
+
+@pytest.mark.parametrize(
+    ("override", "bound"),
+    [
+        ("loop.cycles=1000000000", "1000000"),
+        ("loop.updates_per_rollout=1000000", "256"),
+        ("loop.micro_batches=1000000", "65536"),
+        ("loop.batch_size=1000000000", "65536"),
+        ("loop.learning_rate=2", "1"),
+        ("loop.warmup_updates=1000000000000", "256000000"),
+        ("loop.save_steps=1000000000", "1000000"),
+        ("loop.max_grad_norm=1e30", "1000000000"),
+        ("rollout.steps=1000000000", "4096"),
+        ("rollout.rollouts_per_prompt=1000000000", "65536"),
+        ("rollout.prompts_per_cycle=1000000000", "65536"),
+        ("rollout.guidance=1e39", "1000000000"),
+    ],
+)
+def test_every_count_has_a_bound(override, bound):
+    key, value = override.split("=")
+    (line,) = errors([MODEL, HTGRPO], [override])[:1]
+    assert line.startswith(f"--set {override}: {key} must be less than or equal to {bound} (got ")
+
+
+def test_more_rollouts_than_the_sampler_can_hold_are_refused():
+    assert errors([MODEL, HTGRPO], ["rollout.rollouts_per_prompt=6000"]) == [
+        "72,000 images of 64 tokens a cycle are too many: the sampler holds tables for at most 4,194,304 tokens "
+        "(rollout.prompts_per_cycle, rollout.rollouts_per_prompt)"
+    ]
+
+
+def test_a_file_that_is_no_settings_is_one_line(tmp_path):
+    large, latin = tmp_path / "large.yaml", tmp_path / "latin.yaml"
+    large.write_text("# " + "x" * 2**20)
+    latin.write_bytes("name: é".encode("latin-1"))
+    marked = tmp_path / "marked.yaml"
+    marked.write_bytes(b"\xef\xbb\xbfloop: {cycles: 7}")
+    assert errors([large, latin, Path("a\nb.yaml")]) == [
+        f"{large}: no file of settings (larger than a MiB)",
+        f"{latin}: cannot be read (not UTF-8 text)",
+        "a\\nb.yaml: no such file",
+    ]
+    assert load_settings([MODEL, HTGRPO, marked]).loop.cycles == 7
+
+
+def test_options_are_numbers_truth_values_or_text():
+    given = ["a=1", "b=1e-3", "c=true", "d=x: y #z", "e=[1]", "f=", "a=2"]
+    assert read_options(given) == {"a": 2, "b": 0.001, "c": True, "d": "x: y #z", "e": "[1]", "f": ""}
+    for wrong in ("a", "=1", "a=010", "a=.inf"):
+        with pytest.raises(UserError):
+            read_options([wrong])
 
 
 def test_an_unknown_benchmark_is_named():

@@ -1,4 +1,4 @@
-"""A method, a backbone and a reward, each added to a copy of the package by its own file and its place in a registry.
+"""A method, a backbone, a reward and a benchmark, each added to a copy of the package: its file and its registry entry.
 
 Each then trains two cycles there and is in the report. Nothing else of the copy is edited.
 """
@@ -73,6 +73,37 @@ BACKBONE = '''
             return LettersBackbone(LettersModel().to(device), LettersModel().to(device))
 '''
 
+BENCHMARK = '''
+    """A made-up benchmark: pictures have to be red."""
+
+    from typing import Literal
+
+    import numpy as np
+    from PIL import Image
+
+    from htgrpo_ext.benchmarks.base import Benchmark, Verdict
+
+
+    class Reds(Benchmark):
+        name: Literal["reds"]
+
+        title = "Reds"
+        task_names = {"red": "red skies"}
+
+        def prompts(self):
+            return [{"prompt": "a plain star on a beach", "tag": "red"}] * 3
+
+        def judge(self, prompts, codes_BN, pixels):
+            red_B = pixels().mean((2, 3))[:, 0]
+            return [Verdict(bool(red > 0), float(red > 0), "" if red > 0 else "pale") for red in red_B]
+
+        def keep(self, codes_BN, pixels):
+            return ((pixels()[:, :, ::16, ::16].numpy() + 1) * 127.5).astype("uint8")
+
+        def show(self, kept):
+            return [Image.fromarray(np.moveaxis(image, 0, -1)) for image in kept]
+'''
+
 MODEL = """
     import torch
     from safetensors.torch import save_file
@@ -141,10 +172,11 @@ def register(package: Path, registry: str, begin: str, entry: str, imported: str
     path.write_text(text.replace(begin, f"{imported}\n{begin}{entry}"))
 
 
-def train(package: Path, *overrides: str) -> str:
-    """Two cycles with the copy, from its folder; the report's text."""
+def train(package: Path, *overrides: str, without: str = "nothing") -> str:
+    """Two cycles with the copy, from its folder; the report's text. `without` begins overrides that are left out."""
     checkpoint, out = tiny_checkpoint(package / "tiny"), package / "run"
     sets = tiny_overrides(checkpoint, out, "loop.cycles=2", *overrides)
+    sets = [one for one in sets if not one.startswith(without)]
     budget = "method.budget={global: 1, structure: 1, refinement: 0}"
     files = ["configs/model/micro.yaml", "configs/method/htgrpo.yaml"]
     arguments = [word for one in (budget, *sets) for word in ("--set", one)]
@@ -186,3 +218,13 @@ def test_a_backbone_is_a_folder_and_its_place_in_the_registry(package):
     register(package, "backbones/__init__.py", "BACKBONES: tuple[type[ModelSection], ...] = (", "Letters, ", imported)
     assert "letters" in train(package, "model={name: letters, checkpoint: none, tuning: full}")
     assert len(metrics(package, "cycle")) == 2 and (package / "run/model/model.safetensors").is_file()
+
+
+def test_a_benchmark_is_a_file_and_its_place_in_the_registry(package):
+    add(package, "benchmarks/reds.py", BENCHMARK)
+    imported = "from htgrpo_ext.benchmarks.reds import Reds"
+    register(package, "benchmarks/__init__.py", "BENCHMARKS: tuple[type[Benchmark], ...] = (", "Reds, ", imported)
+    section = "eval={name: reds, images_per_prompt: 2, seed: 1}"
+    report = train(package, section, without="eval.")
+    assert "Reds" in report and "red skies" in report and "MicroEval" not in report
+    assert json.loads((package / "run/summary.json").read_text())["images"] == 6

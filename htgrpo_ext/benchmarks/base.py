@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from htgrpo_ext.section import Section
+from htgrpo_ext.section import Section, Seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +38,8 @@ class PublishedScores(NamedTuple):
 class Benchmark(Section, ABC):
     """The `eval` section of a run. A subclass has a `name: Literal[...]`, and a line in `BENCHMARKS`."""
 
-    images_per_prompt: PositiveInt
-    seed: NonNegativeInt  # of the noise of the images, and of the intervals' resampling
+    images_per_prompt: Annotated[int, Field(gt=0, le=1_000)]  # the paper's evaluations have 4
+    seed: Seed  # of the noise of the images, and of the intervals' resampling
 
     title: ClassVar[str]
     world: ClassVar[str | None] = None  # the model whose codes it reads; None: it judges the pixels of any model

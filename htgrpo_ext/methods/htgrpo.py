@@ -3,19 +3,22 @@
 B rollouts, N image tokens, K updates.
 """
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from htgrpo_ext.core.stages import STAGES, Annealing, Stage, sampling_rate, schedule, stage_tokens, structure_count
-from htgrpo_ext.methods.base import Method, Positive, Rate
-from htgrpo_ext.section import Section
+from htgrpo_ext.methods.base import Method, Rate
+from htgrpo_ext.section import MOST_UPDATES, Positive, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from htgrpo_ext.core.randomness import Draws
     from htgrpo_ext.core.views import RolloutBatch, Update, View
+
+
+StageUpdates = Annotated[int, Field(ge=0, le=MOST_UPDATES)]
 
 
 class StageRates(Section):
@@ -36,7 +39,7 @@ class HTGRPO(Method):
     """HT-GRPO. `context: reveal-structure` is ablation A5; `masked` is the method."""
 
     name: Literal["htgrpo"]
-    budget: dict[Stage, int] = Field(default={"global": 2, "structure": 4, "refinement": 2})
+    budget: dict[Stage, StageUpdates] = Field(default={"global": 2, "structure": 4, "refinement": 2})
     rates: dict[Stage, StageRates] = Field(default_factory=lambda: {stage: StageRates() for stage in STAGES})
     structure_weight: Positive = 1.2
     refinement_weight: Positive = 0.8
@@ -81,8 +84,6 @@ class HTGRPO(Method):
     def problems(self, count: int, num_tokens: int) -> list[str]:
         budget = [self.budget.get(stage, 0) for stage in STAGES]
         found = []
-        if any(updates < 0 for updates in budget):
-            found.append(f"budget {':'.join(map(str, budget))} has a negative number (method.budget)")
         if sum(budget) != count:
             found.append(
                 f"budget {'+'.join(map(str, budget))} = {sum(budget)}, but updates_per_rollout is {count} "

@@ -7,9 +7,8 @@ B rollouts, N image tokens, K updates.
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt
-
 from htgrpo_ext.methods.base import Method
+from htgrpo_ext.section import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +25,8 @@ class TraceGRPO(Method):
     """
 
     name: Literal["tracegrpo"]
-    merged_steps: PositiveInt = 1
-    steps_per_update: PositiveInt | None = None
+    merged_steps: Tokens = 1
+    steps_per_update: Tokens | None = None
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
         """One view per group of steps: earlier groups visible, the group's own tokens targets, all weigh 1 (Eq. 16)."""

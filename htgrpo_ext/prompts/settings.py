@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import model_validator
 
-from htgrpo_ext.section import Section
+from htgrpo_ext.section import Positive, Section
 
 SPLITS = {  # of a dataset, each with the words that name it in a file's or folder's name, as Hugging Face has them
     "train": ("train", "training"),
@@ -19,7 +19,7 @@ class PromptSource(Section):
     path: Path | None = None
     column: str = "prompt"
     split: Literal["train", "validation", "test"] | None = None
-    weight: PositiveFloat = 1.0
+    weight: Positive = 1.0
 
     @model_validator(mode="after")
     def _has_what_it_reads(self) -> Self:

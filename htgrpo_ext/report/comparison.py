@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from htgrpo_ext.benchmarks import Benchmark, benchmark_of
@@ -64,20 +63,20 @@ def write_comparison(folders: Sequence[Path], out: Path, console: Console) -> di
     scores, cost = _score_rows(result, benchmark), _cost_rows(result)
     together = [[*row, *rest[1:]] for row, rest in zip(scores, cost, strict=True)]
     words, markdown = f"{INTERVALS} {FORWARDS}", _markdown(together)
-    # One table where the terminal is wide enough, else scores and cost one after the other.
-    one = _table(together, benchmark.title)
-    wide = Measurement.get(console, console.options.update(width=1000), one).maximum <= console.width
-    tables = [one] if wide else [_table(scores, benchmark.title), _table(cost, "Cost")]
+    tables = _tables(together, benchmark.title, console.width)
+    if len(tables) > 1:  # too narrow a terminal for scores beside cost
+        tables = _tables(scores, benchmark.title, console.width) + _tables(cost, "Cost", console.width)
     text = f"# {benchmark.title}\n\n{markdown}\n\n{words}\n\n"
     if benchmark.published:
         rows, title = _published_rows(result, benchmark), benchmark.published.title
         text += f"# {title}\n\n{_markdown(rows)}\n\n{benchmark.published.note}\n\n"
-        tables.append(_table(rows, title))
+        tables += _tables(rows, title, console.width)
     write_atomically(out / "compare.md", f"{text}![](compare.png)\n")
     _draw(grouped, result, benchmark.title, out / "compare.png")
     for table in tables:
         console.print(table)
-    console.print(f"{words}\n{out / 'compare.md'}", highlight=False, soft_wrap=True)
+    console.print(words, highlight=False)
+    console.print(out / "compare.md", highlight=False, soft_wrap=True)
     return result
 
 
@@ -170,13 +169,23 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rest))
 
 
-def _table(rows: list[list[str]], title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i == 0, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    return table
+def _tables(rows: list[list[str]], title: str, width: int) -> list[Table]:
+    """The rows as one table, or as several that fit the terminal; each begins with the first column."""
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    parts: list[list[int]] = [[]]
+    for i in range(1, len(widths)):
+        if parts[-1] and widths[0] + sum(widths[j] for j in parts[-1]) + widths[i] > width:
+            parts.append([])
+        parts[-1].append(i)
+    tables = []
+    for part in parts:
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for i in (0, *part):
+            table.add_column(rows[0][i], justify="right" if i else "left", no_wrap=True)
+        for row in rows[1:]:
+            table.add_row(*(row[i].replace("[", r"\[") for i in (0, *part)))
+        tables.append(table)
+    return tables
 
 
 # --- figure ----------------------------------------------------------------------------------------------------

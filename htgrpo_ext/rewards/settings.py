@@ -4,11 +4,11 @@ import ipaddress
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from htgrpo_ext.errors import one_line
 from htgrpo_ext.rewards.registry import REWARDS, Reward
-from htgrpo_ext.section import Section, Share
+from htgrpo_ext.section import Rows, Seconds, Section, Share
 
 Factor = Annotated[float, Field(ge=1e-6, le=1e6)]  # float32 rewards and their squares stay finite, and do not vanish
 MOST_URL = 2000  # characters
@@ -23,8 +23,8 @@ class RewardTerm(Section):
     protocol: Literal["json", "reward-server-pickle"] = "json"
     options: dict[str, str | int | float | bool] = {}
     device: str | None = None
-    batch_size: PositiveInt = 16
-    timeout: PositiveFloat = 60.0
+    batch_size: Rows = 16
+    timeout: Seconds = 60.0
 
     @field_validator("name")
     @classmethod
@@ -75,8 +75,8 @@ class RewardSettings(Section):
     mixing: Literal["sum", "normalise-then-sum"]
     on_failure: Literal["drop-group", "stop"]
     max_failed_share: Share
-    retries: NonNegativeInt
-    deadline: PositiveFloat
+    retries: Annotated[int, Field(ge=0, le=100)]  # each waits longer than the one before
+    deadline: Seconds
     overlap: bool
     terms: list[RewardTerm]
 

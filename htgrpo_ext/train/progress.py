@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from htgrpo_ext.settings import RunSettings
 
@@ -14,10 +15,11 @@ class TrainingProgress:
         self.console = Console(quiet=not enabled)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(20),
+            BarColumn(16),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TimeRemainingColumn(compact=True),
+            expand=True,  # the note takes what the others leave, so that the bar stays at 80 columns
             console=self.console,
             disable=not enabled or not self.console.is_terminal,
         )
@@ -54,7 +56,7 @@ class TrainingProgress:
         mean, std = record["reward_mean"], record["reward_std"]
         self._note = (
             f"reward {'none' if mean is None else f'{mean:.3f} ±{std:.2f}'}"
-            f" │ groups without spread {record['zero_std_groups']}/{record['groups']}"
+            f" │ no spread {record['zero_std_groups']}/{record['groups']}"
         )
         if record["failed_groups"]:
             self._note += f" │ groups lost {record['failed_groups']}/{record['groups']}"

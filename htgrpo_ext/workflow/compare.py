@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.report.comparison import write_comparison
-from htgrpo_ext.report.folder import read_config, read_summary
+from htgrpo_ext.report.folder import read_summary
 from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.settings import RunSettings
 
@@ -47,11 +46,12 @@ class Planned:
     @property
     def state(self) -> State:
         """What its folder holds already; "other" is a run with other settings."""
-        if not (self.folder / "config.yaml").exists():
+        config = self.folder / "config.yaml"
+        if not config.exists():
             return "new"
         try:
-            found = RunSettings.model_validate(read_config(self.folder))
-        except ValidationError:
+            found = load_settings([config])
+        except UserError:
             return "other"
         if found.model_copy(update={"out": self.settings.out}) != self.settings:
             return "other"
@@ -67,9 +67,13 @@ def plan(
 ) -> list[Planned]:
     """The runs in the order of the table: methods as given, seeds 0, 1, ... of each.
 
-    Raises UserError if the runs have no evaluation to compare, two methods share a label, or a folder holds a run
-    with other settings.
+    Raises UserError if an override sets what differs between the runs, if the runs have no evaluation to compare, if
+    two methods share a label, or if a folder holds a run with other settings.
     """
+    own = {"out": "--out", "seed": "--seeds", "name": "--out", "label": "a file per method"}
+    for override in overrides:
+        if instead := own.get(override.partition("=")[0].strip()):
+            raise UserError(f"--set {override}: each run of a comparison has its own; use {instead}")
     runs: list[Planned] = []
     labelled: dict[str, Path] = {}
     for method in methods:

@@ -8,7 +8,7 @@ M wanted positions.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -171,8 +171,11 @@ def print_plan(settings: RunSettings) -> None:
     """Print a run's plan: updates, forwards, batches, memory; for models on accelerators also time, by device."""
     large = settings.model.on_accelerators
     devices = [d for d in DEVICES if not settings.problems(d.processes)] if large else []
-    by_device = {device: plan(settings, device.processes) for device in devices}
-    planned, console = next(iter(by_device.values()), None) or plan(settings), Console(highlight=False)
+    by_device: dict[Device, Plan] = {}
+    for device in devices:
+        with _working(f"{settings.run_name}: simulating a cycle on {device.name}"):
+            by_device[device] = plan(settings, device.processes)
+    planned, console = by_device[devices[0]] if devices else plan(settings), Console(highlight=False)
     loop, rollout = settings.loop, planned.settings.rollout  # of one process
     P, G, K = settings.rollout.prompts_per_cycle, rollout.rollouts_per_prompt, loop.updates_per_rollout
 
@@ -189,8 +192,8 @@ def print_plan(settings: RunSettings) -> None:
         counts = (*(rows[kind] for kind in KINDS), scoring, planned.cost(rows))
         forwards.add_row(name, *(f"{count / rollout.prompts_per_cycle:.1f}".removesuffix(".0") for count in counts))
     console.print(forwards)
-    print("unshared: a row for every rollout, view and update; run: equal rows shared, as measured")
-    print("scoring: old + reference + new; cost: all, with a new row counted three times for its backward\n")
+    console.print("unshared: a row for every rollout, view and update; run: equal rows shared, as measured")
+    console.print("scoring: old + reference + new; cost: all, with a new row counted three times for its backward\n")
 
     images, micro = P * G, P // loop.micro_batches
     print(f"batch    {P} prompts x {G} rollouts = {images} images a cycle")
@@ -201,16 +204,25 @@ def print_plan(settings: RunSettings) -> None:
     if large:
         _print_devices(by_device, console)
     else:
-        _print_memory(planned)
+        _print_memory(planned, console)
 
 
-def _print_memory(planned: Plan) -> None:
+def _working(what: str) -> AbstractContextManager:
+    """A sign of life on stderr: for a method with many views a simulated cycle takes a minute."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        return console.status(what)
+    console.print(what, markup=False, soft_wrap=True)
+    return nullcontext()
+
+
+def _print_memory(planned: Plan, console: Console) -> None:
     for part, size in (*planned.memory.items(), ("together", sum(planned.memory.values()))):
         print(f"{'memory' if part == 'weights' else '':9}{part:24}{size / 2**20:9.1f} MiB")
-    print(
-        f"         An estimate, fp32, for the {planned.rows_at_once} rows a micro-batch holds for its backward.\n"
-        "         logits: positions x V, twice (softmax). activations: 9 widths and 4 feed-forward\n"
-        "         widths per layer and position. Not counted: Python, libraries, rollouts."
+    console.print(
+        f"An estimate, fp32, for the {planned.rows_at_once} rows a micro-batch holds for its backward. logits: "
+        "positions x V, twice (softmax). activations: 9 widths and 4 feed-forward widths per layer and position. Not "
+        "counted: Python, libraries, rollouts."
     )
 
 
@@ -240,14 +252,16 @@ def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:
     console.print(table)
     for planned, device in zip(plans, by_device, strict=True):
         if planned.peak_memory() > device.memory:
-            print(f"DOES NOT FIT {device.name}: see what of it loop.micro_batches, model.activation_checkpointing and")
-            print("             rollout.prompts_per_cycle change")
+            console.print(
+                f"DOES NOT FIT {device.name}: loop.micro_batches, model.activation_checkpointing and "
+                "rollout.prompts_per_cycle change the memory"
+            )
     sizes = plans[0].sizes
     if sizes.source:
         print(f"sizes    {sizes.source}")
     print(f"row      {sizes.sequence} positions, {sizes.row_flops() / 1e12:.1f} TFLOP forward;", end=" ")
     print(f"a new row costs {sizes.new_cost()} forwards")
-    print(f"time     {UTILISATION:.0%} of the maker's dense bfloat16 figure, assumed; without rewards and decoding")
+    print(f"time     {UTILISATION:.0%} of the maker's bfloat16 figure, assumed; no rewards, no decoding")
     print(f"memory   for {' and '.join(str(p.rows_at_once) for p in plans)} rows held at once; without fragmentation")
 
 

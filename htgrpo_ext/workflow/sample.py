@@ -18,6 +18,8 @@ from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.order import generation_rank
 from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import require_folder
 from htgrpo_ext.pixels import to_image
 from htgrpo_ext.report.figures import contact_sheet
 from htgrpo_ext.rollouts.generate import generate
@@ -38,6 +40,8 @@ def sample(
 ) -> list[Path]:
     """Write `count` images for each prompt into `out`. Returns their paths, prompt by prompt.
 
+    Raises UserError, before anything is loaded, if `out` cannot be written to or holds another picture of that name.
+
     adapter  folder of an adapter to fold into the model first
     trace    also write NAME.order.png, the generation-order rank of each token from dark (first) to bright (last),
              and NAME.steps.png, the canvas after each step; masked tokens are grey
@@ -45,6 +49,12 @@ def sample(
     The noise of an image depends on the seed and on its prompt's place. More prompts or another batch size change no
     image.
     """
+    paths = [out / f"{q:03d}-{_slug(text)}-{i}.png" for q, text in enumerate(prompts) for i in range(count)]
+    about = [_about(settings, text, seed, adapter, q, i) for q, text in enumerate(prompts) for i in range(count)]
+    require_folder(out)
+    for path, made in zip(paths, about, strict=True):
+        if path.exists() and _about_of(path) != made:
+            raise UserError(f"{path}: another picture is there; give another --out, or the options it was made with")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(settings.model, device, frozen=True, adapter=adapter)
     backbone.model.eval()
@@ -54,24 +64,42 @@ def sample(
     rollout = generate(backbone, forward, rows, Draws(seed, "sample", range(len(prompts)), count), settings.rollout)
     pixels_B3HW, rank_BN = backbone.decode(rollout.codes_BN).cpu(), generation_rank(rollout.unmask_step_BN).cpu()
     out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for b, pixels in enumerate(pixels_B3HW):
-        prompt, i = prompts[b // count], b % count
-        slug = re.sub(r"\W+", "-", prompt).strip("-")[:40] or "empty"
-        path = out / f"{b // count:03d}-{slug}-{i}.png"
-        image, information = to_image(pixels), PngInfo()
-        made = {"model": settings.model.model_dump(mode="json"), "rollout": settings.rollout.model_dump(mode="json")}
-        made |= {"adapter": str(adapter) if adapter else None, "image": i, "place": b // count}
-        for key, value in {"prompt": prompt, "seed": str(seed), "settings": json.dumps(made)}.items():
+    for b, path in enumerate(paths):
+        image, information = to_image(pixels_B3HW[b]), PngInfo()
+        for key, value in about[b].items():
             information.add_text(key, value)
         image.save(path, pnginfo=information)
-        paths.append(path)
         if trace:
             order_image(rank_BN[b], backbone.grid, image.size).save(path.with_suffix(".order.png"))
             strip(image, rollout.unmask_step_BN[b].cpu(), backbone.grid, settings.rollout.steps).save(
                 path.with_suffix(".steps.png")
             )
     return paths
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"\W+", "-", prompt).strip("-")[:40] or "empty"
+
+
+def _about(
+    settings: RunSettings, prompt: str, seed: int, adapter: Path | None, place: int, image: int
+) -> dict[str, str]:
+    """What a picture's file says about itself. Raises UserError for a prompt that is no text."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"prompt {prompt!r}: not UTF-8 text") from None
+    made = {"model": settings.model.model_dump(mode="json"), "rollout": settings.rollout.model_dump(mode="json")}
+    made |= {"adapter": str(adapter) if adapter else None, "image": image, "place": place}
+    return {"prompt": prompt, "seed": str(seed), "settings": json.dumps(made)}
+
+
+def _about_of(path: Path) -> dict[str, str] | None:
+    try:
+        with Image.open(path) as image:
+            return dict(getattr(image, "text", {}))
+    except OSError:
+        return None
 
 
 def order_image(rank_N: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Image.Image:

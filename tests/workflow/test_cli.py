@@ -9,7 +9,7 @@ import pytest
 
 from helpers.command import run
 from helpers.paths import ROOT
-from htgrpo_ext import cli
+from htgrpo_ext.config import config_files
 
 FILES = ["configs/model/micro.yaml", "configs/method/htgrpo.yaml"]
 
@@ -71,7 +71,7 @@ def test_pretrain_passes_everything_on(monkeypatch, tmp_path):
 def test_compare_finds_methods_by_name_or_path(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("method: {name: d1}")
-    assert cli.method_files(f"htgrpo, {mine}") == [Path("configs/method/htgrpo.yaml"), mine]
+    assert config_files("method", f"htgrpo, {mine}") == [Path("configs/method/htgrpo.yaml"), mine]
 
 
 def test_compare_lists_the_methods_when_one_is_unknown(monkeypatch, capsys):
@@ -79,6 +79,14 @@ def test_compare_lists_the_methods_when_one_is_unknown(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "error: unknown method `ppo` (one of agrpo, d1, htgrpo, maskgrpo, maskgrpo-fixed, tracegrpo, unigrpo)\n"
     )
+
+
+@pytest.mark.parametrize("key", ["out", "seed", "name", "label"])
+def test_compare_refuses_a_setting_that_it_makes_itself(monkeypatch, capsys, tmp_path, key):
+    arguments = [FILES[0], "--methods", "d1", "--out", str(tmp_path), "--set", f"{key}=1"]
+    assert run(monkeypatch, "compare", *arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: --set {key}=1: each run of a comparison has its own; use ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_report_of_no_run_says_so(monkeypatch, tmp_path, capsys):
@@ -101,6 +109,7 @@ def test_control_c_ends_without_a_traceback(monkeypatch, capsys):
     ("variable", "line"),
     [
         ("MODEL=none", "unknown MODEL `none` (one of: lumina micro mmada)"),
+        ("METHODS=", "METHODS names no method (some of: agrpo d1 htgrpo maskgrpo maskgrpo-fixed tracegrpo unigrpo)"),
         ("METHOD=ppo", "unknown METHOD `ppo` (one of: agrpo d1 htgrpo maskgrpo maskgrpo-fixed tracegrpo unigrpo)"),
     ],
 )

@@ -207,3 +207,14 @@ def test_runs_that_were_not_evaluated_alike_are_refused(finished, tmp_path):
     with pytest.raises(UserError, match=f"{folder}: only runs that were evaluated alike"):
         write_comparison([*finished[0], folder], tmp_path / "out", Console(file=io.StringIO()))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 220])
+def test_no_table_breaks_a_word(finished, tmp_path, width):
+    said = io.StringIO()
+    write_comparison(finished[0], tmp_path, Console(file=said, width=width))
+    lines = said.getvalue().splitlines()
+    assert all(len(line) <= max(width, len(str(tmp_path / "compare.md"))) for line in lines)
+    for word in ("counting", "attribution", "overall", "reference", "d1", "±", "replacement"):
+        assert any(word in line for line in lines), word
+    assert "…" not in said.getvalue()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.command import run as run_command
 from helpers.paths import ROOT
 from htgrpo_ext import cli
 from htgrpo_ext.backbones.adapters import merge
@@ -86,6 +87,9 @@ def test_an_adapter_paints_as_the_merged_checkpoint_does(monkeypatch, capsys, lu
     arguments = lumina(lumina_folder, tmp_path, "--prompt", "a cat")
     (plain,) = run(monkeypatch, capsys, *arguments)
     before = np.asarray(Image.open(plain))
+    assert run_command(monkeypatch, "sample", *map(str, arguments), "--adapter", str(tmp_path / "adapter")) == 2
+    assert capsys.readouterr().err.startswith(f"error: {plain}: another picture is there; ")
+    arguments = lumina(lumina_folder, tmp_path / "changed", "--prompt", "a cat")
     (changed,) = run(monkeypatch, capsys, *arguments, "--adapter", tmp_path / "adapter")
     merge(lumina_folder, tmp_path / "adapter", tmp_path / "merged")
     (merged,) = run(monkeypatch, capsys, *lumina(tmp_path / "merged", tmp_path / "m", "--prompt", "a cat"))
@@ -108,3 +112,46 @@ def test_an_unknown_model_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err == "error: unknown model `lumi` (one of lumina, micro, mmada)\n"
+
+
+MICRO = ["sample", "--model", "micro", "--checkpoint", "assets/micro-base", "--prompt", "a plain star on a beach"]
+
+
+def test_another_seed_never_overwrites_pictures_and_the_same_one_may(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    arguments = [*MICRO, "--out", str(tmp_path), "--set", "rollout.steps=2"]
+    assert run_command(monkeypatch, *arguments) == 0
+    (path,) = tmp_path.iterdir()
+    picture = path.read_bytes()
+    assert run_command(monkeypatch, *arguments) == 0 and path.read_bytes() == picture
+    monkeypatch.setattr("htgrpo_ext.workflow.sample.load_backbone", lambda *_, **__: pytest.fail("it was loaded"))
+    capsys.readouterr()
+    assert run_command(monkeypatch, *arguments, "--seed", "1") == 2
+    line = f"error: {path}: another picture is there; give another --out, or the options it was made with\n"
+    assert capsys.readouterr().err == line and path.read_bytes() == picture
+    path.write_text("no picture")
+    assert run_command(monkeypatch, *arguments) == 2 and path.read_text() == "no picture"
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below", "/proc/none"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(monkeypatch, capsys, tmp_path, out):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("htgrpo_ext.workflow.sample.load_backbone", lambda *_, **__: pytest.fail("it was loaded"))
+    (tmp_path / "taken").write_text("mine")
+    assert run_command(monkeypatch, *MICRO, "--out", str(tmp_path / out)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / out}: ") and len(said.splitlines()) == 1
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_checkpoint_path_is_taken_whole(monkeypatch, capsys, tmp_path):
+    """A comment or a section to YAML, which would leave another folder's name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").symlink_to(ROOT / "assets/micro-base")
+    for name in ("base #2", "base: 2"):
+        arguments = ["--checkpoint", name, "--prompt", "a plain star on a beach", "--out", str(tmp_path / "out")]
+        assert run_command(monkeypatch, "sample", "--model", "micro", *arguments) == 2
+        assert capsys.readouterr().err.startswith(f"error: {name}: no micro checkpoint there")
+        (tmp_path / name).symlink_to(ROOT / "assets/micro-base")
+        assert run_command(monkeypatch, "sample", "--model", "micro", *arguments, "--set", "rollout.steps=1") == 0
+        (tmp_path / "out/000-a-plain-star-on-a-beach-0.png").unlink()
