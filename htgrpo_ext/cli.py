@@ -206,7 +206,7 @@ def serve_reward(
 def main() -> None:
     """Run the command. Each of a user's mistakes is one `error:` line; the exit code is then 2. Control-C: 130."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="htgrpo", standalone_mode=False))
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":  # every process of a run stops
             print(stop, file=sys.stderr)

@@ -4,9 +4,12 @@
 """
 
 import io
+import json
 import os
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
@@ -17,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script
 
 from htgrpo_ext import cli
 
+ROOT = Path(__file__).parents[1]
 RUN = ("model/micro", "method/htgrpo")
 MICRO = ("sample", "--model", "micro", "--checkpoint", "{root}/assets/micro-base")
+EXCLUDE = ("--exclude", "words.txt")
 SAMPLE = (*MICRO, "--prompt", "a plain star on a beach")
 BILLIONS = ["a: &a0 [x]", *(f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10))]
 
@@ -53,7 +58,52 @@ FILES: dict[str, str | bytes | None] = {
     "name-list.yaml": "method: {name: [a]}\n",
     "section-as-text.yaml": "loop: many\n",
     "bool-path.yaml": "out: false\n",
+    # prompts
+    "none.txt": "\n\n",
+    "latin.txt": "é".encode("latin-1"),
+    "marker.txt": "a cat <|mdm_mask|>\n",
+    "words.txt": "a photo of a dog\n",
+    "no-object.jsonl": "[1, 2]\n",
+    "no-class.jsonl": '{"tag": "counting", "prompt": "a dog", "include": [{"class": null, "count": 2}]}\n',
+    "broken.parquet": b"PAR1 and then nothing",
+    # runs and adapters
+    "others/notes.txt": "somebody else's",
+    "run-broken/summary.json": '{"label": ',
+    "run-empty/summary.json": "{}",
+    "adapter-none/readme": "",
+    "adapter-empty/adapter_config.json": "{}",
+    "adapter-list/adapter_config.json": "[]",
+    "adapter-broken/adapter_config.json": "{",
+    "scorer.py": "class Other: pass\n",
 }  # fmt: skip
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def poison(file: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    weights["lm_head.weight"][0, 0] = float("nan")
+    save_file(weights, file, {"format": "pt"})
+
+
+# What is done to config.json and model.safetensors of a copy of the micro model.
+CHECKPOINTS: dict[str, Callable[[Path, Path], object]] = {
+    "garbage": lambda config, weights: config.write_bytes(bytes(range(200))),
+    "lists": lambda config, weights: config.write_text("[1]"),
+    "bare": lambda config, weights: config.write_text("{}"),
+    "words": lambda config, weights: change(config, hidden_size="wide"),
+    "deeper": lambda config, weights: change(config, num_layers=9),
+    "lumina": lambda config, weights: change(config, model_type="llada"),
+    "unweighed": lambda config, weights: weights.unlink(),
+    "empty": lambda config, weights: weights.write_bytes(b""),
+    "short": lambda config, weights: weights.write_bytes(weights.read_bytes()[:-1000]),
+    "pointer": lambda config, weights: weights.write_text("version https://git-lfs.github.com/spec/v1"),
+    "unfinite": lambda config, weights: poison(weights),
+}
 
 # By kind: arguments of `htgrpo`. {root} is the repository, other paths are relative to the folder with FILES.
 CASES: dict[str, tuple[str, ...]] = {
@@ -146,8 +196,56 @@ CASES: dict[str, tuple[str, ...]] = {
     "folder for samples that cannot be": (*SAMPLE, "--out", "/proc/none"),
     "prompt that is no text": (*MICRO, "--prompt", "\udcff"),
     "prompt with an unknown word": (*MICRO, "--prompt", "dog"),
-    # report, rewards
+    "other checkpoint to sample": ("sample", "--model", "lumina", "--checkpoint", MICRO[-1], "--prompt", "y"),
+    "adapter that is not there": (*SAMPLE, "--adapter", "nowhere"),
+    # checkpoints
+    **{
+        f"checkpoint {name}": ("sample", "--model", "micro", "--checkpoint", f"checkpoints/{name}", *SAMPLE[-2:])
+        for name in CHECKPOINTS
+    },
+    **{
+        f"full run from checkpoint {name}": settings(f"model.checkpoint=checkpoints/{name}", "out=run")
+        for name in ("lists", "short", "unfinite")
+    },
+    # prompts
+    **{
+        f"prompts {kind} {path}": settings(f"prompts=[{{format: {kind}, path: {path}}}]", "out=run")
+        for kind, path in [
+            *(("text", path) for path in ("nowhere.txt", "empty", "none.txt", "latin.txt", "words.txt")),
+            *(("geneval", path) for path in ("no-object.jsonl", "no-class.jsonl", "words.txt")),
+            *(("dataset", path) for path in ("nowhere", "empty", "broken.parquet")),
+        ]
+    },
+    "prompts to write to a folder": ("prompts", "geneval-train", "--n", "3", "--out", "empty", *EXCLUDE),
+    "prompts to leave out that are not there": ("prompts", "geneval-train", "--n", "3", "--out", "x", "--exclude", "y"),
+    # folders of runs
+    "folder of somebody else": settings("out=others"),
+    "file for a run": settings("out=taken"),
+    "run below a file": settings("out=taken/run"),
+    "run where nothing can be": settings("out=/proc/none"),
+    "run with a name too long": settings("out=" + "n" * 300),
+    "resumed run of somebody else": (*settings("out=others"), "--resume"),
+    "file for a checkpoint": ("pretrain-micro", "--steps", "1", "--out", "taken"),
+    "folder in use for a checkpoint": ("pretrain-micro", "--steps", "1", "--out", "others"),
+    "comparison in a file": ("compare", "model/micro", "--methods", "d1", "--out", "taken"),
+    # adapters
+    **{
+        f"adapter {name}": ("merge", "--checkpoint", MICRO[-1], "--adapter", name, "--out", "merged")
+        for name in ("nowhere", "adapter-none", "adapter-empty", "adapter-list", "adapter-broken")
+    },
+    "no checkpoint to merge": ("merge", "--checkpoint", "nowhere", "--adapter", "adapter-empty", "--out", "merged"),
+    # reports, rewards
     "report of no run": ("report", "empty"),
+    "report of a broken summary": ("report", "run-broken"),
+    "report of an empty summary": ("report", "run-empty"),
+    **{
+        f"server at {url}": settings(f"reward.terms=[{{name: hpsv3, weight: 1, url: '{url}'}}]", "out=run")
+        for url in ("http://host:99999999", "http://[::1", "ftp://host", "http://", "http://a b", "http://127.0.0.1:9")
+    },
+    "scorer that is not there": ("serve-reward", "nowhere.py:Mine", "--port", "0"),
+    "scorer without score": ("serve-reward", "scorer.py:Other", "--port", "0"),
+    "requests without bound": ("serve-reward", "micro", "--port", "0", "--max-mib", "inf"),
+    "wait without end": ("serve-reward", "micro", "--port", "0", "--wait-ms", "nan"),
     "unknown reward to serve": ("serve-reward", "beauty", "--port", "0"),
     "port out of range": ("serve-reward", "micro", "--port", "99999999"),
     "option of a reward without value": ("serve-reward", "micro", "--port", "0", "--set", "x"),
@@ -157,15 +255,20 @@ CASES: dict[str, tuple[str, ...]] = {
 
 def prepare(folder: Path) -> None:
     for name, content in FILES.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
         if content is None:
-            (folder / name).mkdir()
+            path.mkdir()
         else:
-            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for name, break_it in CHECKPOINTS.items():
+        broken = shutil.copytree(ROOT / "assets/micro-base", folder / "checkpoints" / name)
+        break_it(broken / "config.json", broken / "model.safetensors")
 
 
 def outcome(arguments: tuple[str, ...], folder: Path) -> tuple[int | str | None, str, str]:
     """Exit code, stdout and stderr of the command in this process, from `folder`."""
-    given = [argument.replace("{root}", str(Path(__file__).parents[1])) for argument in arguments]
+    given = [argument.replace("{root}", str(ROOT)) for argument in arguments]
     out, err = io.StringIO(), io.StringIO()
     with chdir(folder), patch("sys.argv", ["htgrpo", *given]), redirect_stdout(out), redirect_stderr(err):
         try:
@@ -198,14 +301,14 @@ def main() -> None:
         prepare(Path(name))
         for kind, arguments in CASES.items():
             try:
-                code, _, err = outcome(arguments, Path(name))
+                code, out, err = outcome(arguments, Path(name))
             except Exception as error:
                 tracebacks += 1
                 print(f"TRACEBACK {kind}: {type(error).__name__}")
                 continue
-            lines += (good := code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1)
+            lines += (good := (code, out) == (2, "") and err.startswith("error: ") and len(err.splitlines()) == 1)
             if not good:
-                print(f"NOT ONE LINE {kind}: exit code {code}, {err!r}")
+                print(f"NOT ONE LINE {kind}: exit code {code}, {out!r}, {err!r}")
     print(f"{len(CASES)} kinds of bad input, {lines} one-line errors, {tracebacks} tracebacks")
     sys.exit(lines != len(CASES))
 

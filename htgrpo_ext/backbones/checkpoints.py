@@ -60,6 +60,9 @@ def checked(keys: dict[str, Any], expected: type[BaseModel], file: Path) -> dict
                     lines.append(f"{file}: {key} {got} is not supported (only {error.get('ctx', {}).get('expected')})")
                 case _:
                     lines.append(f"{file}: {key} is {got}; it {error['msg'].replace('Input should', 'should')}")
+        if len(absent := [error["loc"][0] for error in errors.errors() if error["type"] == "missing"]) > 3:
+            lines = [line for line in lines if not line.endswith(" is missing")]
+            lines.append(f"{file}: {', '.join(f'`{key}`' for key in absent)} are missing; is it another model's?")
         raise UserError("\n".join(lines)) from None
 
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import require_folder
 from htgrpo_ext.report.comparison import write_comparison
 from htgrpo_ext.report.folder import read_summary
 from htgrpo_ext.report.summary import method_label
@@ -168,6 +169,7 @@ def compare(files: list[Path], methods: list[Path], seeds: int, jobs: int, overr
     """
     console = Console()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that no child outlives this process
+    require_folder(out)
     runs = plan(files, methods, seeds, overrides, out)
     failed = run_all(runs, jobs, console)
     finished = [run.folder for run in runs if run not in failed]

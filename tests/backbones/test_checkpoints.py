@@ -65,7 +65,7 @@ BROKEN_CONFIGS = {
     "a list": (write("config.json", b"[]"), "config.json: not a JSON object"),
 }
 MICRO = BROKEN_CONFIGS | {
-    "no keys": (write("config.json", b"{}"), "config.json: `num_text_tokens` is missing"),
+    "no keys": (write("config.json", b"{}"), "`num_text_tokens`, `codebook_size`"),
     "a string": (edited(lambda k: k.update(hidden_size="32")), "hidden_size is '32'; it should be a valid integer"),
     "a fraction": (edited(lambda k: k.update(num_layers=2.5)), "num_layers is 2.5; it should be a valid integer"),
     "zero": (edited(lambda k: k.update(num_heads=0)), "num_heads is 0; it should be greater than or equal to 1"),
@@ -121,7 +121,7 @@ def test_a_spoilt_micro_checkpoint_is_refused_before_anything_is_written(
 
 
 LLADA = BROKEN_CONFIGS | {
-    "no keys": (write("config.json", b"{}"), "config.json: `d_model` is missing"),
+    "no keys": (write("config.json", b"{}"), "`d_model`, `n_heads`"),
     "a string": (edited(lambda k: k.update(d_model="32")), "d_model is '32'; it should be a valid integer"),
     "no theta": (edited(lambda k: k.pop("rope_theta")), "config.json: `rope_theta` is missing"),
     "no tying": (edited(lambda k: k.pop("weight_tying")), "config.json: `weight_tying` is missing"),

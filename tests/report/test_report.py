@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from helpers.fabricated import FORWARDS, SECONDS, STAGES, fabricate, save_rollout, settings_of
+from htgrpo_ext.errors import UserError
 from htgrpo_ext.micro.world import TASKS
 from htgrpo_ext.report import page as page_module
 from htgrpo_ext.report.curves import INK, STAGE_COLORS, curves, running_mean
@@ -293,3 +295,26 @@ def test_contact_sheet_keeps_captions_within_their_cell():
 def test_contact_sheet_grows_with_its_scale():
     images = [Image.new("RGB", (128, 128))] * 2
     assert contact_sheet(images, 1, scale=2).width == 2 * contact_sheet(images, 1).width
+
+
+READ = ["summary.json", "metrics.jsonl", "config.yaml", "eval/prompts.json", "eval/base.npz", "eval/trained.npz"]
+READ += ["rollout.json", "rollout.npz"]
+
+
+@pytest.mark.parametrize("file", READ)
+@pytest.mark.parametrize("damage", ["gone", "empty", "half", "garbage", "other"])
+def test_a_broken_file_of_a_run_is_named(run, tmp_path, file, damage):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    path = folder / file
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        half = content[: len(content) // 2]
+        path.write_bytes({"empty": b"", "half": half, "garbage": bytes(range(256)), "other": b"[1]"}[damage])
+    if (file, damage) == ("rollout.json", "gone"):  # a run without a rollout to show
+        assert write_report(folder).is_file()
+        return
+    with pytest.raises(UserError) as caught:
+        write_report(folder)
+    assert str(caught.value).startswith(f"{path}: ") or (file, damage) == ("config.yaml", "half")

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.command import run
 from helpers.paths import ROOT
+from htgrpo_ext import __version__
 from htgrpo_ext.config import config_files
 
 FILES = ["configs/model/micro.yaml", "configs/method/htgrpo.yaml"]
@@ -148,3 +149,22 @@ def test_reference_is_an_alias_of_the_native_loop(monkeypatch, capsys, name):
     )
     done = subprocess.run(["make", "-n", "train", f"LOOP={name}"], capture_output=True, text=True)
     assert done.returncode == 0 and f"--loop {name}" in done.stdout
+
+
+def test_the_version_is_the_packages(monkeypatch, capsys):
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"htgrpo {__version__}\n"
+
+
+@pytest.mark.parametrize(("words", "found"), [("htgrpo tr", "train"), ("htgrpo sample --model l", "lumina")])
+def test_the_shell_completes_commands_and_models(words, found):
+    asked = {"_HTGRPO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    command = [sys.executable, "-m", "htgrpo_ext.cli"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked)
+    assert done.stdout.split() == [found]
+
+
+@pytest.mark.parametrize(("value", "resumed"), [("", False), ("0", False), ("1", True)])
+def test_resume_0_does_not_resume(value, resumed):
+    done = subprocess.run(["make", "-n", "train", f"RESUME={value}"], capture_output=True, text=True)
+    assert done.returncode == 0 and ("--resume" in done.stdout) == resumed

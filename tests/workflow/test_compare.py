@@ -35,7 +35,8 @@ if out.name.startswith("maskgrpo"):
     sys.exit(3)
 (out / "config.yaml").exists() or sys.exit(4)
 score = {"overall": 0.5}
-(out / "summary.json").write_text(json.dumps({"base": score, "trained": score}))
+rest = dict.fromkeys(("name", "method", "label", "seed", "reward", "cycles", "seconds"))
+(out / "summary.json").write_text(json.dumps(rest | {"base": score, "trained": score}))
 """
 
 
