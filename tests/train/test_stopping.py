@@ -187,6 +187,20 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(what, bad):
     assert guard.close_cycle() == 1 and guard.close_cycle() == 0
 
 
+def test_what_is_not_finite_on_one_process_is_skipped_on_all(checkpoint, tmp_path):
+    settings, file = (
+        tiny_settings("htgrpo", checkpoint, tmp_path / "run", "rollout.prompts_per_cycle=4"),
+        tmp_path / "f",
+    )
+    save_settings(settings, file)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(HELPERS / "run_spoiled.py"), "2", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [update.get("skipped", False) for update in records(settings.folder, "update")] == [False, True]
+
+
 def test_a_step_that_makes_weights_infinite_stops_the_run():
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer, guard = torch.optim.SGD([weight], lr=3e38), StepGuard()
