@@ -107,6 +107,24 @@ def test_a_run_whose_rewards_fail_is_saved_before_it_stops(setting, checkpoint, 
     assert records(train(settings, resume=True), "update") == records(whole, "update")
 
 
+def test_an_error_after_a_cycles_last_update_saves_that_cycle(checkpoint, tmp_path, monkeypatch):
+    """A decoder that is missing, say, when pictures are due."""
+    original = native.save_pictures
+
+    def failing(run, cycle, *given):
+        if cycle == 1:
+            raise UserError("no decoder")
+        return original(run, cycle, *given)
+
+    monkeypatch.setattr(native, "save_pictures", failing)
+    settings = tiny_settings("htgrpo", checkpoint, tmp_path / "run", "loop.cycles=3", RARELY)
+    with pytest.raises(UserError, match="^no decoder; saved in .*/cycle-000002; --resume"):
+        train(settings)
+    monkeypatch.setattr(native, "save_pictures", original)
+    whole = train(tiny_settings("htgrpo", checkpoint, tmp_path / "whole", "loop.cycles=3", RARELY))
+    assert records(train(settings, resume=True), "update") == records(whole, "update")
+
+
 def test_checkpoints_are_also_written_by_time(checkpoint, tmp_path):
     for minutes, expected in (("1.0e-9", [2, 3]), ("null", [3])):  # the newest two are kept
         more = ("loop.cycles=3", RARELY, f"loop.save_minutes={minutes}")
