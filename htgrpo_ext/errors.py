@@ -14,7 +14,11 @@ class Stopped(Exception):
 
 
 def one_line(text: object, most: int = 200) -> str:
-    """A text of unknown origin for an error message: one line without control characters, at most `most` characters."""
-    printable = "".join(each if each.isprintable() else " " for each in str(text)[: 50 * most])
-    line = " ".join(printable.split())
+    """A text of unknown origin for an error message: one line of at most `most` characters.
+
+    What cannot be printed is escaped; only in the words of an exception, spaces and line ends become one space.
+    """
+    start = str(text)[: 50 * most]
+    line = " ".join(start.split()) if isinstance(text, BaseException) else start
+    line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
     return line if len(line) <= most else f"{line[: most - 2]}.."

@@ -29,11 +29,13 @@ def load_backbone(
     frozen   for sampling: neither fresh adapters nor a copy for the reference
     adapter  folder of an adapter to fold into the weights; only when frozen
 
-    Raises UserError for a checkpoint that is missing or is another model's.
+    Raises UserError for a checkpoint that is missing or is another model's, and for an adapter that does not fit.
     """
-    backbone = model.load(device, seed, frozen)
-    if adapter is not None:
-        from htgrpo_ext.backbones.adapters import fold_into_model
+    if adapter is None:
+        return model.load(device, seed, frozen)
+    from htgrpo_ext.backbones.adapters import fold_into_model, read_adapter
 
-        fold_into_model(backbone.model, adapter)
+    change = read_adapter(adapter)  # a broken one is refused before a model is loaded
+    backbone = model.load(device, seed, frozen)
+    fold_into_model(backbone.model, change)
     return backbone

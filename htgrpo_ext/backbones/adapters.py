@@ -123,9 +123,9 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, changes, [] if some_layers else lora.target_modules)
 
 
-def fold_into_model(model: nn.Module, adapter_folder: Path) -> None:
+def fold_into_model(model: nn.Module, adapter: Adapter) -> None:
     """Add an adapter to the model's weights, in place. Raises UserError if it does not fit, or changes nothing."""
-    adapter, weights = read_adapter(adapter_folder), dict(model.named_parameters())
+    weights = dict(model.named_parameters())
     adapter.check({name: tuple(w.shape) for name, w in weights.items()}, "the model")
     changed = 0
     with torch.no_grad():

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.utils.data import Dataset
@@ -22,7 +22,7 @@ from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.backbones.llada.transformer import check_llada
 from htgrpo_ext.backbones.mmada import Mmada
-from htgrpo_ext.backbones.mmada.backbone import magvit_class
+from htgrpo_ext.backbones.mmada.backbone import load_magvit
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.maskgrpo.checkpoints import complete_checkpoints, refuse_damaged
@@ -160,7 +160,7 @@ def published_parts(settings: RunSettings, device: torch.device) -> dict:
     check_llada(section.checkpoint)  # MaskGRPO's class would draw the weights that are missing
     set_seed(settings.seed)
     model = MMadaModelLM.from_pretrained(section.checkpoint, torch_dtype=getattr(torch, section.dtype)).to(device)
-    vq_model = cast(Any, magvit_class()).from_pretrained(section.vq_checkpoint).to(device).eval().requires_grad_(False)
+    vq_model = load_magvit(section.vq_checkpoint).to(device)
     tokenizer = AutoTokenizer.from_pretrained(section.checkpoint, padding_side="left")
     prompting = UniversalPrompting(tokenizer, max_text_len=section.prompt_length - 1, use_reserved_token=True)
     model.config.use_cache = False

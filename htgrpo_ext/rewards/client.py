@@ -80,7 +80,7 @@ class RewardClient:
             except TimeoutError:
                 last, wait = f"no answer within {self.term.timeout:g} s", 0.0
             except httpx.TransportError as error:
-                last, wait = one_line(f"{type(error).__name__}: {error}").removesuffix(":"), 0.0
+                last, wait = f"{type(error).__name__}: {one_line(error)}".removesuffix(": "), 0.0
             except Unanswered as error:
                 last, wait = str(error), error.wait
             if wait and latest is not None and time.monotonic() + wait > latest:
@@ -167,5 +167,5 @@ def _detail(reply: bytes) -> str:
         said = json.loads(reply)["detail"]
     except (ValueError, KeyError, TypeError, RecursionError):
         said = reply.decode(errors="replace")
-    line = one_line(said)
+    line = one_line(" ".join(str(said).split()))
     return f": {line}" if line else ""

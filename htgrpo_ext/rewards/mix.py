@@ -121,7 +121,7 @@ class Rewards:
             try:
                 pending.here[term.name] = _checked(term.name, self._scored_here(term, prompts, codes_BN, levels_B3HW))
             except Exception as error:  # as for a server; the other processes wait at the gather
-                why = one_line(f"reward {term.name}: {type(error).__name__}: {error}", 300)
+                why = f"reward {term.name}: {type(error).__name__}: {one_line(error, 300)}"
                 pending.here[term.name] = ([None] * len(prompts), [why])
         if not self.settings.overlap:
             for future in pending.served.values():
@@ -210,7 +210,7 @@ class Rewards:
             if isinstance(error, RewardFailure):
                 reasons.append(str(error))
             elif error is not None:
-                reasons.append(one_line(f"reward {client.term.name}: {type(error).__name__}: {error}", 300))
+                reasons.append(f"reward {client.term.name}: {type(error).__name__}: {one_line(error, 300)}")
         return scores, reasons
 
     def _await(self, future: Future[Outcome], pending: Pending) -> Outcome:

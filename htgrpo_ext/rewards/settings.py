@@ -55,7 +55,7 @@ class RewardTerm(Section):
 def url_fault(url: str) -> str | None:
     """Why a text is not the url of a server, as words that follow `url`; None if it is."""
     if not re.match(r"https?://[^/]", url):
-        return "must begin with http:// or https:// and a host"
+        return "must begin with http:// or https://"
     if len(url) > MOST_URL or re.search(r"[^!-~]|[@?#]", url):
         return f"must have at most {MOST_URL} characters, ASCII without spaces, `@`, `?` and `#`"
     host, port = re.fullmatch(r"(.*?)(?::(\d*))?", url.split("/")[2]).groups()  # pyright: ignore[reportOptionalMemberAccess]

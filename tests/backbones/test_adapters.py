@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from helpers.llada_checkpoints import write_config, write_weights
-from htgrpo_ext.backbones.adapters import fold_into_model, merge
+from htgrpo_ext.backbones.adapters import fold_into_model, merge, read_adapter
 from htgrpo_ext.backbones.llada.transformer import load_llada
 from htgrpo_ext.backbones.policy import with_adapters
 from htgrpo_ext.errors import UserError
@@ -47,7 +47,7 @@ def test_merged_logits_are_those_of_peft_with_the_adapter(trained, tmp_path):
         torch.testing.assert_close(load_llada(out, torch.float32)(IDS).logits, logits, atol=1e-5, rtol=0)
         assert (load_llada(folder, torch.float32)(IDS).logits - logits).abs().max() > 1e-2
         model = load_llada(folder, torch.float32)
-        fold_into_model(model, adapter)
+        fold_into_model(model, read_adapter(adapter))
         torch.testing.assert_close(model(IDS).logits, logits, atol=1e-5, rtol=0)
 
 
@@ -92,7 +92,7 @@ def test_unusable_adapters_and_checkpoints_are_refused_and_nothing_is_written(tr
     with pytest.raises(UserError, match=r"changes model\.transformer\.blocks\.0\.\w+\.weight, shape .* of shape"):
         merge(other, adapter, out)
     with pytest.raises(UserError, match=r"the model: the adapter changes .* of shape"):
-        fold_into_model(load_llada(other, torch.float32), adapter)
+        fold_into_model(load_llada(other, torch.float32), read_adapter(adapter))
     config(use_rslora=True)(adapter)
     with pytest.raises(UserError, match="`use_rslora` is True; only plain LoRA"):
         merge(folder, adapter, out)
@@ -191,7 +191,7 @@ def test_a_spoilt_adapter_is_refused_by_merge_and_sample_and_nothing_is_left(tra
     with pytest.raises(UserError) as merging:
         merge(folder, adapter, tmp_path / "merged")
     with pytest.raises(UserError) as folding:
-        fold_into_model(load_llada(folder, torch.float32), adapter)
+        fold_into_model(load_llada(folder, torch.float32), read_adapter(adapter))
     for caught in (merging, folding):
         assert line in str(caught.value) and all(str(adapter) in text for text in str(caught.value).splitlines())
     assert sorted(tmp_path.iterdir()) == before

@@ -184,6 +184,14 @@ def test_a_tied_head_may_be_there_twice_if_it_is_the_same(tmp_path):
         load_llada(tmp_path, torch.float32)
 
 
+def test_a_micro_checkpoint_in_shards_is_loaded_whole(tmp_path, micro):
+    model = MicroBackbone.load(micro).model
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    again = MicroBackbone.load(tmp_path).model
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("backbone", [MicroBackbone, MMaDABackbone, LuminaBackbone])
 def test_a_mistyped_folder_is_refused_without_the_network(tmp_path, monkeypatch, backbone):
     def no_network(*_, **__):
@@ -243,7 +251,7 @@ def test_a_spoilt_vq_model_is_refused_by_its_folder(tmp_path, lumina_folder, spo
 def spoil_at_random(folder, seed: int) -> None:
     """Truncate, flip a byte of, or delete one file."""
     rng = random.Random(seed)
-    file = rng.choice(sorted(path for path in folder.iterdir() if path.is_file()))
+    file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     data = bytearray(file.read_bytes())
     match rng.choice(("truncate", "flip", "delete")):
         case "truncate":
@@ -301,4 +309,20 @@ def test_a_randomly_damaged_checkpoint_of_llada_is_refused_or_loaded_right(tmp_p
     write_weights(folder, write_config(folder, vocab_size=50, embedding_size=64))
     spoil_at_random(folder, seed)
     refused_or_loaded_right(folder, lambda folder: load_llada(folder, torch.float32))
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 2**32))
+def test_a_randomly_damaged_folder_of_lumina_is_refused_or_loaded_right(tmp_path_factory, lumina_folder, seed):
+    """With its tokenizer and its VQ model, of which a flipped word or number cannot be told from a right one."""
+
+    def load(folder):
+        backbone = LuminaBackbone.load(folder, frozen=True)
+        backbone.prepare_decoder()
+        return backbone.model
+
+    folder = shutil.copytree(lumina_folder, tmp_path_factory.mktemp("damaged") / "model")
+    spoil_at_random(folder, seed)
+    refused_or_loaded_right(folder, load)
     shutil.rmtree(folder)

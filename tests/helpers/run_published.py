@@ -15,7 +15,7 @@ launch.require_upstream()
 from grpo.mask_grpo_trainer import MaskGRPOTrainer  # noqa: E402
 
 seen = upstream_stub.watch(MaskGRPOTrainer)
-launch.magvit_class = lambda: upstream_stub.StubDecoder
+launch.load_magvit = lambda folder: upstream_stub.StubDecoder()
 mix.load_scorer = lambda term, device: upstream_stub.Brightness()
 save_model = launch.MaskGRPOLoop.save_model
 

@@ -118,7 +118,7 @@ def test_a_server_that_is_down_or_lacks_the_reward_is_reported_at_the_start():
 
 def test_a_run_stops_at_the_first_failure_or_after_too_many_as_set():
     with server(lambda *_: (400, b'{"detail": "no"}')) as (url, _):
-        with pytest.raises(UserError, match=r"status 400: no .*; reward.on_failure is stop"):
+        with pytest.raises(UserError, match=r"status 400: no .* \(reward.on_failure is stop\)"):
             judge(rewards(url, on_failure="stop"))
         found = rewards(url, max_failed_share=0.04)  # two of fifty may fail
         judge(found), judge(found)

@@ -35,7 +35,7 @@ def rewards(value) -> bytes:
         (rewards(["stubborn"]), "has stubborn"),
         (rewards([]), "has "),
         (rewards(["x" * 5000]), "has xxx"),
-        (rewards(["\x1b[31mred\u202e\n"]), "has [31mred"),
+        (rewards(["\x1b[31mred\u202e\n"]), r"has \x1b[31mred\u202e\n"),
         (b'{"rewards": ' + b"[" * 100_000, "does not speak this protocol"),
         (b"[]", "does not speak this protocol"),
         (b"\xff", "does not speak this protocol"),

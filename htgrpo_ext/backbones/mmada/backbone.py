@@ -97,8 +97,6 @@ class MMaDABackbone(LladaBackbone):
     @cached_property
     def decoder(self) -> Any:
         """MAGVITv2, loaded at first use. Raises UserError if upstream or the weights are missing."""
-        if self.vq_checkpoint is None or not self.vq_checkpoint.is_dir():
-            raise UserError(f"{self.vq_checkpoint}: no MAGVITv2 checkpoint there (model.vq_checkpoint)")
         return load_magvit(self.vq_checkpoint).to(self.device)
 
     @torch.no_grad()
@@ -107,8 +105,10 @@ class MMaDABackbone(LladaBackbone):
         return torch.cat([self.decoder.decode_code(codes.to(self.device)) for codes in chunks(codes_BN)]).clamp(-1, 1)
 
 
-def load_magvit(folder: Path) -> Any:
+def load_magvit(folder: Path | None) -> Any:
     """MAGVITv2 with the weights of a folder, on the CPU. Raises UserError unless they are all there and finite."""
+    if folder is None or not folder.is_dir():
+        raise UserError(f"{folder}: no MAGVITv2 checkpoint there (model.vq_checkpoint)")
     options = dict(low_cpu_mem_usage=False, output_loading_info=True)
     with redirect_stdout(sys.stderr):  # the class prints its sizes, and stdout is for results
         return load_by_library(lambda: magvit_class().from_pretrained(folder, **options), folder)

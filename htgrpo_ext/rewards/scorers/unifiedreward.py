@@ -203,5 +203,5 @@ class Endpoint:
             # Not the picture's fault: a retry may help.
             raise RuntimeError(f"{self.url}: a reply that cannot be read ({one_line(repr(error))})") from None
         lasting = 400 <= status < 500 and status not in self.wire.TRANSIENT
-        said = f"{self.url} says {status}: {one_line(reply.decode(errors='replace'))}"
+        said = f"{self.url} says {status}: {one_line(' '.join(reply.decode(errors='replace').split()))}"
         raise (ValueError if lasting else RuntimeError)(said)
