@@ -69,7 +69,7 @@ def make_trainer(settings):
     from helpers import upstream_stub
     from htgrpo_ext.maskgrpo import launch
 
-    launch.magvit_class = lambda: upstream_stub.StubDecoder
+    launch.load_magvit = lambda folder: upstream_stub.StubDecoder()
     trainer = launch.make_loop(settings).trainer
     trainer.create_optimizer()
     return trainer

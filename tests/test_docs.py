@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from helpers.paths import ROOT
+from htgrpo_ext import __version__
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 FOLDERS = "assets|benchmarks|configs|docs|htgrpo_ext|launch|patches|tests"  # of files that a page may name
@@ -58,5 +59,5 @@ def test_map_of_the_code_shows_the_layers_that_are_enforced():
 
 def test_citation_can_be_read():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = __version__
     assert str(citation["version"]) == version and citation["preferred-citation"]["authors"]

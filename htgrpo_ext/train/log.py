@@ -70,7 +70,7 @@ class MetricsLog:
 
     def _open_wandb(self, from_cycle: int) -> Any:
         """A wandb run; a resumed run goes on in its own."""
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
         noted = self.settings.folder / "wandb-id"
         given: dict[str, Any] = {}

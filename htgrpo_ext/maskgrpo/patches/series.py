@@ -79,7 +79,7 @@ def switch(checkout: Checkout, series: Series, on: bool) -> str:
     if head not in (series.base, end):
         raise UserError(
             f"{checkout.root}/ is at {head[:12]}, neither the base nor the series: `make export-patches` saves commits "
-            f"on the base, `make rebase-patches TO={head[:12]}` moves the series there, `make upstream` resets it"
+            f"on the base, `make rebase-patches TO={head[:12]}` moves the series there, `make upstream` goes back"
         )
     told = f"{len(series.patches)} patches are applied" if on else f"back at {series.base[:12]}, without patches"
     if head == goal:
@@ -138,12 +138,14 @@ def rebase(checkout: Checkout, series: Series, to: str | None, resume: bool) -> 
 
     Where a patch cannot be moved, the checkout is left with those before it, and the error says what to do.
     """
+    if not to:
+        raise UserError("rebase-patches needs TO=COMMIT")
     # Writes the blobs that the merges need. Hook-In may have been changed to what the target has.
     end = chain(checkout, series, placed=not resume)
     # The clone's own branches stay behind when it fetches.
-    target = checkout.find(f"origin/{to}") or checkout.find(str(to))
-    if not to or not target:
-        raise UserError(f"rebase-patches needs TO=COMMIT, and `git -C {checkout.root} fetch` if `{to}` is not there")
+    target = checkout.find(f"origin/{to}") or checkout.find(to)
+    if not target:
+        raise UserError(f"{checkout.root}/ has no commit `{to}`: `git -C {checkout.root} fetch` it first")
     if not resume:
         checkout.refuse_changes()
         checkout.refuse_unsaved(end, target)

@@ -130,5 +130,5 @@ def test_renamed_file_stops_the_move_until_the_lines_are_put_there_by_hand(proje
 
 def test_target_that_is_not_there_is_refused(tmp_path):
     project = made_here(tmp_path)
-    project.refuses("rebase", "`nowhere` is not there", "nowhere")
+    project.refuses("rebase", "has no commit `nowhere`", "nowhere")
     project.refuses("rebase", "needs TO=COMMIT")
