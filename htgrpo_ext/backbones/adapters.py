@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from htgrpo_ext.backbones import checkpoints
-from htgrpo_ext.backbones.checkpoints import first_line, read_json, read_tensors, refuse_non_finite, weight_files
+from htgrpo_ext.backbones.checkpoints import read_json, read_tensors, refuse_non_finite, weight_files
 from htgrpo_ext.backbones.policy import is_target
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.files import new_folder
 
 PREFIX = "base_model.model."  # peft's, before the name that a weight has without it
@@ -164,7 +164,7 @@ def merge(checkpoint: Path, adapter_folder: Path, out: Path) -> int:
             try:
                 save_file(weights, partial / file.name, metadata={"format": "pt"})
             except SafetensorError as error:
-                raise OSError(first_line(error)) from None
+                raise OSError(one_line(error)) from None
         return adapter.refuse_no_change(changed)
 
 

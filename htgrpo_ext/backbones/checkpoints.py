@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 
 Size = Annotated[int, Field(ge=1, le=2**20)]  # of one dimension; a larger number in a config.json is an error
 Layers = Annotated[int, Field(ge=1, le=1000)]
@@ -23,11 +23,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 INDEX = "model.safetensors.index.json"
 LFS = b"version https://git-lfs"  # a pointer that stands for a large file begins so
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, as a part of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -52,7 +47,7 @@ def checked(keys: dict[str, Any], expected: type[BaseModel], file: Path) -> dict
     except ValidationError as errors:
         lines = []
         for error in errors.errors():
-            key, got = ".".join(map(str, error["loc"])), repr(error["input"])[:40]
+            key, got = ".".join(map(str, error["loc"])), one_line(repr(error["input"]), 40)
             match error["type"]:
                 case "missing":
                     lines.append(f"{file}: `{key}` is missing")
@@ -77,7 +72,7 @@ def opened(file: Path) -> Iterator[Any]:
             raise UserError(f"{file}: no such file") from None
         if file.open("rb").read(len(LFS)) == LFS:
             raise UserError(f"{file}: a Git LFS pointer, not the weights (run `git lfs pull` there)") from None
-        raise UserError(f"{file}: not a complete safetensors file ({first_line(error)})") from None
+        raise UserError(f"{file}: not a complete safetensors file ({one_line(error)})") from None
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -186,7 +181,7 @@ def load_by_library(load: Callable[[], Any], folder: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # whatever a broken file leads to in there
-        raise UserError(f"{folder}: cannot be loaded ({first_line(error)})") from None
+        raise UserError(f"{folder}: cannot be loaded ({one_line(error)})") from None
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found.get(what):
             raise UserError(f"{folder}: {what.replace('_', ' ')}: {found[what][0]}")

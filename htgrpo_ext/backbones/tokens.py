@@ -8,8 +8,7 @@ from typing import Any, NoReturn
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from htgrpo_ext.backbones.checkpoints import first_line
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -20,7 +19,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken file leads to any exception in there
-        raise UserError(f"{folder}: no tokenizer can be loaded ({first_line(error)})") from None
+        raise UserError(f"{folder}: no tokenizer can be loaded ({one_line(error)})") from None
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:

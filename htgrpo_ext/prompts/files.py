@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.prompts.settings import SPLITS, PromptSource
 
 
@@ -148,8 +148,7 @@ def _column(file: Path, column: str) -> Iterator[Line]:
             raise UserError(f"{file}: no column `{column}` (it has {', '.join(table.column_names)}; prompts.column)")
         values = table[column].to_pylist()
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not a parquet or arrow file ({reason})") from None
+        raise UserError(f"{file}: not a parquet or arrow file ({one_line(error)})") from None
     for number, value in enumerate(values, 1):
         place = f"{file}, row {number}"
         yield Line({"prompt": _text(value, place, column)}, place)

@@ -54,7 +54,6 @@ class NativeLoop:
             with run.stop.postponed():
                 while self.cycles_done < run.settings.loop.cycles:
                     train_cycle(self, self.cycles_done)
-                    self.cycles_done += 1
                     if run.save_due(self.cycles_done):
                         self.save()
                     run.check()
@@ -120,6 +119,7 @@ def train_cycle(loop: NativeLoop, cycle: int) -> None:
                 results.append(result)
             norm = optimizer_step(loop, step, results)
         log_update(run, step, [updates[k]], results, norm, loop.optimizer.param_groups[0]["lr"])
+    loop.cycles_done = cycle + 1  # before anything that may fail: from here on a checkpoint is of this cycle
     log_cycle(run, cycle, judged, mean_entropy(rollout, batch), loop.forward.rows)
     shown_BN = rollout.codes_BN[::G][:SHOWN]
     save_pictures(run, cycle, prompts[::G][:SHOWN], lambda: loop.backbone.decode(shown_BN))

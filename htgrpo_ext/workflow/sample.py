@@ -40,7 +40,8 @@ def sample(
 ) -> list[Path]:
     """Write `count` images for each prompt into `out`. Returns their paths, prompt by prompt.
 
-    Raises UserError, before anything is loaded, if `out` cannot be written to or holds another picture of that name.
+    Raises UserError, before a model is loaded, if `out` cannot be written to or holds another picture of that name, and
+    for a prompt that the model cannot read.
 
     adapter  folder of an adapter to fold into the model first
     trace    also write NAME.order.png, the generation-order rank of each token from dark (first) to bright (last),
@@ -55,6 +56,7 @@ def sample(
     for path, made in zip(paths, about, strict=True):
         if path.exists() and _about_of(path) != made:
             raise UserError(f"{path}: another picture is there; give another --out, or the options it was made with")
+    settings.model.prompt_encoder()(prompts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = load_backbone(settings.model, device, frozen=True, adapter=adapter)
     backbone.model.eval()

@@ -196,6 +196,7 @@ def test_deepspeed_zero2_on_two_processes_trains_two_cycles(checkpoint, tmp_path
 
 def test_a_reward_server_that_is_down_is_said_before_a_model_is_loaded(tmp_path):
     term = "reward.terms=[{name: stub, weight: 1, url: 'http://127.0.0.1:9'}]"
-    settings = settings_of("htgrpo", tmp_path / "no-checkpoint", tmp_path / "run", term)
+    (tiny_checkpoint(tmp_path / "model") / "model.safetensors").unlink()
+    settings = settings_of("htgrpo", tmp_path / "model", tmp_path / "run", term)
     with pytest.raises(UserError, match="^reward stub: no server answers at http://127.0.0.1:9$"):
         train(settings, "upstream")

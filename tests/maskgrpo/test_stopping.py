@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 import subprocess
 import sys
 from itertools import count
@@ -11,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.micro_runs import even_codes, tiny_checkpoint, tiny_settings
-from helpers.paths import HELPERS, PYTHONPATH
-from helpers.upstream_runs import needs_upstream, records
+from helpers.paths import CONFIGS, HELPERS, PYTHONPATH
+from helpers.upstream_runs import needs_upstream, records, run_python
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.maskgrpo.extension import Extension
@@ -112,6 +113,21 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_and_three_in_a_row_
     assert [c.get("skipped_updates") for c in records(settings.folder, "cycle")] == [1, None, 2, 2]
     adapters = load_file(checkpoints_of(settings)[-1][1] / "adapter_model.safetensors")
     assert all(weight.isfinite().all() for weight in adapters.values())
+
+
+def test_deepspeed_skips_on_all_processes_what_is_not_finite_on_one(checkpoint, tmp_path):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed: make setup-upstream")
+    settings, file = settings_of(checkpoint, tmp_path / "run", "rollout.prompts_per_cycle=4"), tmp_path / "run.yaml"
+    save_settings(settings, file)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    config = str(CONFIGS / "accelerate" / "zero2-cpu.yaml")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", port)
+    # Two micro-batches a step: the fourth loss is the second step's last.
+    arguments = ("4", str(file), "--loop", "upstream")
+    run_python(HELPERS / "run_spoiled.py", *arguments, launcher=launcher, environment={"DS_ACCELERATOR": "cpu"})
+    assert [update.get("skipped", False) for update in records(settings.folder, "update")] == [False, True]
 
 
 def test_a_cycle_without_a_scored_group_moves_no_weight_in_either_loop(checkpoint, tmp_path, monkeypatch):

@@ -107,6 +107,24 @@ def test_a_run_whose_rewards_fail_is_saved_before_it_stops(setting, checkpoint, 
     assert records(train(settings, resume=True), "update") == records(whole, "update")
 
 
+def test_an_error_after_a_cycles_last_update_saves_that_cycle(checkpoint, tmp_path, monkeypatch):
+    """A decoder that is missing, say, when pictures are due."""
+    original = native.save_pictures
+
+    def failing(run, cycle, *given):
+        if cycle == 1:
+            raise UserError("no decoder")
+        return original(run, cycle, *given)
+
+    monkeypatch.setattr(native, "save_pictures", failing)
+    settings = tiny_settings("htgrpo", checkpoint, tmp_path / "run", "loop.cycles=3", RARELY)
+    with pytest.raises(UserError, match="^no decoder; saved in .*/cycle-000002; --resume"):
+        train(settings)
+    monkeypatch.setattr(native, "save_pictures", original)
+    whole = train(tiny_settings("htgrpo", checkpoint, tmp_path / "whole", "loop.cycles=3", RARELY))
+    assert records(train(settings, resume=True), "update") == records(whole, "update")
+
+
 def test_checkpoints_are_also_written_by_time(checkpoint, tmp_path):
     for minutes, expected in (("1.0e-9", [2, 3]), ("null", [3])):  # the newest two are kept
         more = ("loop.cycles=3", RARELY, f"loop.save_minutes={minutes}")
@@ -185,6 +203,20 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(what, bad):
     assert all(torch.equal(value, before[1][key]) for key, value in optimizer.state[weight].items())
     assert step([1.0, -1.0]) == "taken" and not torch.equal(weight, before[0])
     assert guard.close_cycle() == 1 and guard.close_cycle() == 0
+
+
+def test_what_is_not_finite_on_one_process_is_skipped_on_all(checkpoint, tmp_path):
+    settings, file = (
+        tiny_settings("htgrpo", checkpoint, tmp_path / "run", "rollout.prompts_per_cycle=4"),
+        tmp_path / "f",
+    )
+    save_settings(settings, file)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(HELPERS / "run_spoiled.py"), "2", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [update.get("skipped", False) for update in records(settings.folder, "update")] == [False, True]
 
 
 def test_a_step_that_makes_weights_infinite_stops_the_run():

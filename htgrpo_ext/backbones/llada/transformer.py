@@ -25,13 +25,12 @@ from htgrpo_ext.backbones.checkpoints import (
     Size,
     check_weights,
     checked,
-    first_line,
     load_weights,
     read_json,
     read_tensors,
     refuse_non_finite,
 )
-from htgrpo_ext.errors import UserError
+from htgrpo_ext.errors import UserError, one_line
 
 
 class LladaKeys(BaseModel):
@@ -125,7 +124,7 @@ def read_config(folder: Path) -> LladaConfig:
     try:
         config = LladaConfig(**keys | known)
     except Exception as error:  # transformers reads keys of its own, and trusts them
-        raise UserError(f"{file}: cannot be used ({first_line(error)})") from None
+        raise UserError(f"{file}: cannot be used ({one_line(error)})") from None
     if config.d_model % (2 * config.n_heads) or config.n_heads % config.kv_heads:
         sizes = f"d_model {config.d_model}, n_heads {config.n_heads}, key and value heads {config.kv_heads}"
         raise UserError(f"{file}: heads do not divide evenly ({sizes})")
