@@ -179,3 +179,18 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_a_broken_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint there"):
         plan(large("mmada", "htgrpo", f"model.checkpoint={tmp_path}"), processes=8)
+
+
+def test_a_plan_of_a_large_model_says_what_it_is_at(capsys):
+    print_plan(large("lumina", "htgrpo", "rollout.steps=2"))
+    assert capsys.readouterr().err.splitlines() == [
+        "lumina-htgrpo-s0: simulating a cycle on 8 x A100-80G",
+        "lumina-htgrpo-s0: simulating a cycle on 1 x H200",
+    ]
+
+
+def test_a_plan_fits_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for settings in (settings_of("htgrpo"), large("lumina", "htgrpo", "rollout.steps=2")):
+        print_plan(settings)
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
