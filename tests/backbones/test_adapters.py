@@ -139,7 +139,7 @@ A, B = (f"base_model.model.model.transformer.blocks.0.ff_out.lora_{part}.weight"
 BROKEN = {
     "config garbage": (written("adapter_config.json", b"{"), "adapter_config.json: not valid JSON"),
     "config a list": (written("adapter_config.json", b"[]"), "adapter_config.json: not a JSON object"),
-    "config without keys": (written("adapter_config.json", b"{}"), "adapter_config.json: `r` is missing"),
+    "config without keys": (written("adapter_config.json", b"{}"), "`lora_alpha`, `target_modules` are missing"),
     "r 0": (config(r=0), "r is 0; it should be greater than 0"),
     "r text": (config(r="4"), "r is '4'; it should be a valid integer"),
     "alpha NaN": (config(lora_alpha=float("nan")), "lora_alpha is nan; it should be a finite number"),
