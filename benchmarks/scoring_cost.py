@@ -56,7 +56,7 @@ def settings_of(method: str, checkpoint: Path):
         "rollout.prompts_per_cycle=1",
         f"rollout.rollouts_per_prompt={G}",
         "prompts=[{format: micro}]",
-        "reward.terms=[{name: verdict, weight: 1.0}]",
+        "reward.terms=[{name: clip, weight: 1.0}]",  # a stand-in: rewards are no part of what is measured
         f"loop.updates_per_rollout={K}",
         "loop.micro_batches=1",
         "loop.cycles=1",
@@ -68,7 +68,9 @@ def make_trainer(settings):
     """MaskGRPO's trainer as published, or with our extension, made as for training; no image is decoded."""
     from helpers import upstream_stub
     from htgrpo_ext.maskgrpo import launch
+    from htgrpo_ext.rewards import mix
 
+    mix.load_scorer = lambda term, device: upstream_stub.Brightness()
     launch.load_magvit = lambda folder: upstream_stub.StubDecoder()
     trainer = launch.make_loop(settings).trainer
     trainer.create_optimizer()
