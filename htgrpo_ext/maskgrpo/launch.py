@@ -146,6 +146,8 @@ def published_problems(settings: RunSettings) -> list[str]:
         found.append("MaskGRPO as published cannot run with one update (loop.updates_per_rollout)")
     if settings.model.tuning != "lora":
         found.append("MaskGRPO as published trains adapters only (model.tuning)")
+    if settings.eval:
+        found.append("MaskGRPO as published cannot be evaluated: its model class has no backbone of ours (eval)")
     return found
 
 

@@ -4,9 +4,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.paths import CONFIGS
+from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.objective import averaging_mask
 from htgrpo_ext.core.views import Update, View
 from htgrpo_ext.maskgrpo import hooks
+from htgrpo_ext.maskgrpo.launch import published_problems
 
 
 def update_of(counts: list[list[int]]) -> Update:
@@ -53,3 +56,13 @@ def test_hooks_hand_everything_back_where_there_is_no_extension():
     assert hooks.update_index(trainer, 3) == 3
     assert hooks.loss_mask(trainer, 3, mask) is mask
     assert hooks.credit(trainer, 3, gain) is gain
+
+
+def test_maskgrpo_as_published_with_an_evaluation_is_refused():
+    files = [CONFIGS / "model/mmada.yaml", CONFIGS / "method/maskgrpo.yaml"]
+    assert published_problems(load_settings(files)) == []
+    benchmark = load_settings([CONFIGS / "model/micro.yaml", files[1]]).eval
+    settings = load_settings(files).model_copy(update={"eval": benchmark})
+    assert published_problems(settings) == [
+        "MaskGRPO as published cannot be evaluated: its model class has no backbone of ours (eval)"
+    ]
