@@ -3,6 +3,7 @@ import torch
 from hypothesis import settings
 
 from helpers.llada_checkpoints import lumina_checkpoint, mmada_checkpoint, write_vqvae
+from helpers.micro_runs import even_codes, tiny_checkpoint
 
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60, database=None)
@@ -21,3 +22,15 @@ def lumina_folder(tmp_path_factory):
     folder = lumina_checkpoint(tmp_path_factory.mktemp("lumina"))
     write_vqvae(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A tiny checkpoint of the micro model, never written to."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def reward_with_spread(monkeypatch):
+    """A reward that a random model's images differ in, in place of the verifier's."""
+    monkeypatch.setattr("htgrpo_ext.rewards.scorers.micro.score_codes", even_codes)

@@ -1,5 +1,6 @@
 """Tiny runs of the native loop: a random model of a few thousand weights, two prompts, three rollouts."""
 
+import json
 from pathlib import Path
 
 from helpers.paths import CONFIGS
@@ -48,3 +49,9 @@ def tiny_settings(method: str, checkpoint: Path, out: Path, *more: str) -> RunSe
     budget = ("method.budget={global: 1, structure: 1, refinement: 0}",) if method == "htgrpo" else ()
     files = [CONFIGS / "model" / "micro.yaml", CONFIGS / "method" / f"{method}.yaml"]
     return load_settings(files, tiny_overrides(checkpoint, out, *budget, *more))
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    """The lines of a run's metrics.jsonl of one kind: "update" or "cycle"."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]

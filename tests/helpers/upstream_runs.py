@@ -1,6 +1,5 @@
 """What the tests in MaskGRPO's own loop share: is it there, and a run of it in a process of its own."""
 
-import json
 import os
 import subprocess
 import sys
@@ -47,8 +46,3 @@ def run_python(script: Path, *arguments: str, launcher: tuple[str, ...] = (), en
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return done.stdout
-
-
-def records(folder: Path, kind: str) -> list[dict]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from helpers.micro_runs import CONFIGS
-from helpers.upstream_runs import needs_upstream, records
+from helpers.micro_runs import CONFIGS, records
+from helpers.upstream_runs import needs_upstream
 from helpers.upstream_stub import Brightness
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.workflow.train import train

@@ -8,30 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.micro_runs import CONFIGS, even_codes, tiny_checkpoint, tiny_settings
+from helpers.micro_runs import CONFIGS, even_codes, records, tiny_checkpoint, tiny_settings
 from helpers.paths import HELPERS
-from helpers.upstream_runs import needs_upstream, records, run_python
+from helpers.upstream_runs import needs_upstream, run_python
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.train.run import prompt_sources
 from htgrpo_ext.workflow.train import train
 
-pytestmark = needs_upstream
+pytestmark = [*needs_upstream, pytest.mark.usefixtures("reward_with_spread")]
 LORA = ("model.tuning=lora", "model.lora.rank=4")
 K4 = ("loop.updates_per_rollout=4", "loop.cycles=2", "rollout.prompts_per_cycle=4")
 BUDGET = "method.budget={global: 1, structure: 2, refinement: 1}"
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SCRIPT = HELPERS / "run_upstream.py"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def reward_with_spread(monkeypatch):
-    monkeypatch.setattr("htgrpo_ext.rewards.scorers.micro.score_codes", even_codes)
 
 
 def settings_of(method: str, checkpoint: Path, out: Path, *more: str):

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 import torch
 
-from helpers.micro_runs import CONFIGS
+from helpers.micro_runs import CONFIGS, records
 from helpers.paths import HELPERS, UPSTREAM
-from helpers.upstream_runs import needs_upstream, records, run_python
+from helpers.upstream_runs import needs_upstream, run_python
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.maskgrpo.launch import published_config, trainer_config
 from htgrpo_ext.maskgrpo.patches.series import Series

@@ -11,28 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.micro_runs import even_codes, tiny_checkpoint, tiny_settings
+from helpers.micro_runs import even_codes, records, tiny_settings
 from helpers.paths import CONFIGS, HELPERS, PYTHONPATH
-from helpers.upstream_runs import needs_upstream, records, run_python
+from helpers.upstream_runs import needs_upstream, run_python
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.maskgrpo.extension import Extension
 from htgrpo_ext.maskgrpo.launch import checkpoints_of
 from htgrpo_ext.workflow.train import train
 
-pytestmark = needs_upstream
+pytestmark = [*needs_upstream, pytest.mark.usefixtures("reward_with_spread")]
 SCORE = "htgrpo_ext.rewards.scorers.micro.score_codes"
 RARELY = "loop.save_steps=100"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def reward_with_spread(monkeypatch):
-    monkeypatch.setattr(SCORE, even_codes)
 
 
 def settings_of(checkpoint, out, *more: str):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.micro_runs import CONFIGS, tiny_checkpoint, tiny_overrides, tiny_settings
+from helpers.micro_runs import CONFIGS, records, tiny_checkpoint, tiny_overrides, tiny_settings
 from helpers.paths import HELPERS
 from helpers.reward_stub import good, server
 from htgrpo_ext.errors import UserError
@@ -23,18 +23,9 @@ from htgrpo_ext.workflow.train import train
 G = 3  # rollouts per prompt of a tiny run
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
 def stub_settings(url: str, *more: str) -> tuple[str, ...]:
     terms = f"[{{name: stub, weight: 1.0, url: '{url}', batch_size: 3}}]"
     return (f"reward.terms={terms}", "reward.retries=0", "reward.deadline=10", "loop.cycles=3", *more)
-
-
-def cycles_of(folder: Path) -> list[dict]:
-    return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "cycle"]
 
 
 def run_command(processes: int, program: list[str], checkpoint: Path, out: Path, *more: str):
@@ -57,8 +48,8 @@ def faulty(request, n):
 def test_training_continues_without_the_lost_groups(checkpoint, tmp_path):
     with server(faulty) as (url, _):
         folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", *stub_settings(url)))
-    assert [cycle["failed_groups"] for cycle in cycles_of(folder)] == [1, 2, 0]
-    assert [cycle["reward_mean"] is None for cycle in cycles_of(folder)] == [False, True, False]
+    assert [cycle["failed_groups"] for cycle in records(folder, "cycle")] == [1, 2, 0]
+    assert [cycle["reward_mean"] is None for cycle in records(folder, "cycle")] == [False, True, False]
     steps = [r["step"] for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "step" in r]
     assert steps == [1, 2, 5, 6]  # no step without scores: Adam's momentum would move the weights
     assert (folder / "report.html").exists()
@@ -93,7 +84,7 @@ def test_two_processes_agree_on_the_lost_groups(stop, checkpoint, tmp_path):
         assert done.returncode != 0 and "reward.on_failure is stop" in done.stderr
     else:
         assert done.returncode == 0, done.stderr[-3000:]
-        assert [(c["failed_groups"], c["groups"]) for c in cycles_of(out)] == [(1, 2)]
+        assert [(c["failed_groups"], c["groups"]) for c in records(out, "cycle")] == [(1, 2)]
 
 
 class Touches:
@@ -210,7 +201,7 @@ def test_a_run_survives_a_server_that_fails_in_every_way(processes, checkpoint, 
             assert advantage == pytest.approx((own - own.mean()) / own.std(ddof=1), abs=1e-2)
     assert judged == {fault: fault in FailingServer.KEPT for fault in faults}
     assert [tries[fault, False] for fault in ("500", "cut", "500 once", "400", "nan", "count")] == [3, 3, 2, 1, 1, 1]
-    cycles = cycles_of(tmp_path / "run")
+    cycles = records(tmp_path / "run", "cycle")
     assert [cycle["failed_groups"] for cycle in cycles] == [
         sum(not all(batch["kept"][start : start + G]) for batch in batches for start in range(0, len(batch["kept"]), G))
         for batches in zip(*ranks, strict=True)

@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.micro_runs import even_codes, tiny_checkpoint, tiny_settings
+from helpers.micro_runs import tiny_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.train.folder import MARKER, held_folder
 from htgrpo_ext.workflow.train import train
 
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def reward_with_spread(monkeypatch):
-    monkeypatch.setattr("htgrpo_ext.rewards.scorers.micro.score_codes", even_codes)
+pytestmark = pytest.mark.usefixtures("reward_with_spread")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -14,36 +14,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from helpers.micro_runs import CONFIGS, even_codes, tiny_checkpoint, tiny_overrides, tiny_settings
+from helpers.micro_runs import CONFIGS, records, tiny_overrides, tiny_settings
 from helpers.paths import PYTHONPATH
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.report.folder import read_rollout
 from htgrpo_ext.train.checkpoint import complete_checkpoints
 from htgrpo_ext.workflow.train import train
 
+pytestmark = pytest.mark.usefixtures("reward_with_spread")
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 LORA = ("model.tuning=lora", "model.lora.rank=2", "model.lora.dropout=0.5")
 BUDGET = "method.budget={global: 1, structure: 1, refinement: 0}"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def reward_with_spread(monkeypatch):
-    monkeypatch.setattr("htgrpo_ext.rewards.scorers.micro.score_codes", even_codes)
-
-
-def updates_of(folder: Path) -> list[dict]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "update"]
-
-
-def cycles_of(folder: Path) -> list[dict]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "cycle"]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +34,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_its_first_ratio_is_exactly_one(method, checkpoint, tmp_path):
     folder = train(tiny_settings(method, checkpoint, tmp_path / "run", "rollout.prompts_per_cycle=4"))
-    updates = updates_of(folder)
+    updates = records(folder, "update")
     assert len(updates) == 2
     assert updates[0]["ratio_mean"] == updates[0]["ratio_max"] == 1.0
     assert updates[0]["kl"] == 0.0
@@ -69,7 +50,7 @@ def test_every_method_trains_and_its_first_ratio_is_exactly_one(method, checkpoi
 def test_a_run_without_a_benchmark_is_not_evaluated_but_reported(checkpoint, tmp_path):
     folder = train(tiny_settings("d1", checkpoint, tmp_path / "run", "eval=null"))
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["base"] is None and summary["reward"] == [cycles_of(folder)[0]["reward_mean"]] * 2
+    assert summary["base"] is None and summary["reward"] == [records(folder, "cycle")[0]["reward_mean"]] * 2
     assert (folder / "report.html").exists() and not (folder / "eval").exists()
 
 
@@ -83,26 +64,26 @@ def test_the_rollout_to_show_is_a_picture_with_its_grid_ranks_and_supports(check
 
 def test_revealed_structure_trains(checkpoint, tmp_path):
     folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", "method.context=reveal-structure"))
-    assert updates_of(folder)[0]["ratio_max"] == 1.0
+    assert records(folder, "update")[0]["ratio_max"] == 1.0
 
 
 def test_the_loop_counts_one_forward_per_prompt_and_update(checkpoint, tmp_path):
     """K + 1 rows a prompt and cycle: 2 prompts x (2 new + 1 reference), no pass of its own for the old policy."""
     folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run"))
-    forwards = cycles_of(folder)[0]["forwards"]
+    forwards = records(folder, "cycle")[0]["forwards"]
     assert {kind: forwards[kind] for kind in ("old", "reference", "new")} == {"old": 0, "reference": 2, "new": 4}
 
 
 def test_lora_with_dropout_still_has_ratio_one_and_saves_adapters_only(checkpoint, tmp_path):
     folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", *LORA))
-    assert updates_of(folder)[0]["ratio_max"] == 1.0 and updates_of(folder)[0]["kl"] == 0.0
+    assert records(folder, "update")[0]["ratio_max"] == 1.0 and records(folder, "update")[0]["kl"] == 0.0
     assert all("lora_" in name for name in weights_of(folder))
 
 
 def test_accumulation_does_not_change_what_is_learnt(checkpoint, tmp_path):
     whole = train(tiny_settings("htgrpo", checkpoint, tmp_path / "whole", "loop.micro_batches=1"))
     parts = train(tiny_settings("htgrpo", checkpoint, tmp_path / "parts", "loop.micro_batches=2"))
-    for a, b in zip(updates_of(whole), updates_of(parts), strict=True):
+    for a, b in zip(records(whole, "update"), records(parts, "update"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
 
@@ -129,7 +110,7 @@ def test_a_run_is_not_continued_as_another_but_may_go_on_for_longer(checkpoint, 
         with pytest.raises(UserError, match=key):
             train(tiny_settings(method, checkpoint, tmp_path / "run", setting), resume=True)
     folder = train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", "loop.cycles=2"), resume=True)
-    assert [update["step"] for update in updates_of(folder)] == [1, 2, 3, 4]
+    assert [update["step"] for update in records(folder, "update")] == [1, 2, 3, 4]
 
 
 def cli(arguments: list[str], launcher: tuple[str, ...] = (), kill_at_save: int | None = None) -> int:
@@ -175,7 +156,7 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_to_the_same_numbers(more, 
     assert cli(arguments("htgrpo", checkpoint, killed, *more), kill_at_save=3) == -9
     assert [cycle for cycle, _ in complete_checkpoints(killed / "checkpoints")] == [1, 2]
     resumed = train(tiny_settings("htgrpo", checkpoint, killed, *more), resume=True)
-    assert updates_of(resumed) == updates_of(whole)
+    assert records(resumed, "update") == records(whole, "update")
     a, b = weights_of(whole), weights_of(resumed)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     base, trained = ((f / "eval" / "trained.npz").read_bytes() for f in (whole, resumed))
@@ -189,11 +170,11 @@ def test_two_processes_learn_what_one_does(checkpoint, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     assert cli(arguments("htgrpo", checkpoint, tmp_path / "two", *more), launcher) == 0
     two = tmp_path / "two"
-    for a, b in zip(updates_of(one), updates_of(two), strict=True):
+    for a, b in zip(records(one, "update"), records(two, "update"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=2e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-3)
         assert b["ratio_max"] == pytest.approx(a["ratio_max"], rel=1e-3)
-    for a, b in zip(cycles_of(one), cycles_of(two), strict=True):
+    for a, b in zip(records(one, "cycle"), records(two, "cycle"), strict=True):
         assert b["reward_mean"] == pytest.approx(a["reward_mean"], abs=1e-6)
         # What is shared within a prompt is shared on either; rows that two prompts share are not.
         assert b["forwards"]["new"] == a["forwards"]["new"]

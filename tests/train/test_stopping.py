@@ -1,6 +1,5 @@
 """What stops a run on purpose: signals, failing rewards, numbers that are not finite. The weights are saved first."""
 
-import json
 import math
 import os
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.micro_runs import even_codes, tiny_checkpoint, tiny_settings
+from helpers.micro_runs import even_codes, records, tiny_settings
 from helpers.paths import HELPERS, PYTHONPATH
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
@@ -20,23 +19,9 @@ from htgrpo_ext.train.checkpoint import complete_checkpoints, read_checkpoint
 from htgrpo_ext.train.guard import StepGuard, WeightsLost
 from htgrpo_ext.workflow.train import train
 
+pytestmark = pytest.mark.usefixtures("reward_with_spread")
 SCORE = "htgrpo_ext.rewards.scorers.micro.score_codes"
 RARELY = "loop.save_steps=100"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def reward_with_spread(monkeypatch):
-    monkeypatch.setattr(SCORE, even_codes)
-
-
-def records(folder: Path, kind: str) -> list[dict]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 def saved(folder: Path) -> list[int]:
