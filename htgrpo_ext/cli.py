@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from htgrpo_ext import __version__
+from htgrpo_ext import __version__, cli_eval
 from htgrpo_ext.errors import Stopped, UserError, one_line
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 prompts_app = typer.Typer(help="Prompt sets.")
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(cli_eval.app, name="eval")
 
 
 def _names(kind: str) -> list[str]:
