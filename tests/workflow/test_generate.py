@@ -251,6 +251,31 @@ def test_a_second_command_in_the_same_folder_is_refused(checkpoint, whole, tmp_p
     generated(checkpoint, folder)
 
 
+def test_the_key_that_was_painted_is_recorded_and_the_lines_stay(checkpoint, tmp_path):
+    line = '{"prompt": "not of this world",  "caption": "a plain star on a beach"}'
+    written(tmp_path / "mine.jsonl", [line])
+    generate_set(settings(checkpoint), str(tmp_path / "mine.jsonl"), tmp_path / "set", prompt_key="caption")
+    suite, (item,), record = check_set(tmp_path / "set")
+    assert (suite.name, record.prompt_key, record.label, item.prompt) == (
+        "file",
+        "caption",
+        "set",
+        "a plain star on a beach",
+    )
+    assert (tmp_path / "set/images/00000/metadata.jsonl").read_text() == line
+
+
+def test_count_says_what_is_there_or_what_is_wrong(monkeypatch, capsys, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "set")
+    assert run(monkeypatch, "eval", "count", str(folder)) == 0
+    assert capsys.readouterr().out.startswith("MicroEval: 12 folders with 48 images of 128 x 128 pixels")
+    (folder / "images/00041/samples/00001.png").unlink()
+    assert run(monkeypatch, "eval", "count", str(folder)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {folder}/images/00041/samples/00001.png: missing; remove ")
+    assert run(monkeypatch, "eval", "count", str(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no set of images")
+
+
 CONFIG = ["model/micro", "method/htgrpo"]
 
 
