@@ -65,6 +65,7 @@ HTGRPO := $(if $(filter-out none,$(LAUNCH)),accelerate launch --config_file conf
 # Installs packages, and takes them out again if the modules named first cannot be imported.
 INSTALL := $(BIN)/python launch/install.py
 PATCHES := $(PYTHON) -m htgrpo_ext.maskgrpo.patches
+FROM := $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
 empty :=
 comma := ,
 
@@ -136,10 +137,10 @@ test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 
 upstream:  ## Get MaskGRPO's pinned commit into upstream/: UPSTREAM_URL=/path/or/url for a mirror
-	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
+	@$(PATCHES) get $(FROM)
 
-apply-patches:  ## Apply the patch series to upstream/ (make upstream first)
-	@$(PATCHES) apply
+apply-patches:  ## Apply the patch series to upstream/, which is cloned if it is empty: UPSTREAM_URL for a mirror
+	@$(PATCHES) apply $(FROM)
 
 unapply-patches:  ## Take the patch series off upstream/ again
 	@$(PATCHES) unapply
@@ -153,11 +154,13 @@ export-patches:  ## Write patches/ from the commits in upstream/
 rebase-patches:  ## Move the patch series to another commit of MaskGRPO: TO=COMMIT, CONTINUE=1 after an edit by hand
 	@$(PATCHES) rebase $(if $(TO),--to '$(TO)') $(if $(CONTINUE),--continue)
 
+# An empty upstream/ is filled. One that holds something else is the user's, and refused.
 applied:
+	@test -e upstream/.git || $(PATCHES) apply $(FROM)
 	@$(PATCHES) applied >/dev/null
 
 test-upstream:  ## Run the tests beside MaskGRPO's code: UPSTREAM_URL; MMADA_CHECKOUT, LUMINA_CHECKOUT, GENEVAL_CHECKOUT for others'
-	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
+	@$(PATCHES) get $(FROM)
 	@$(PATCHES) apply
 	@$(MAKE) --no-print-directory setup-upstream
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) -m upstream -rs

@@ -102,10 +102,11 @@ class TrainingLoop(Protocol):
 def prepare_run(settings: RunSettings) -> Run:
     """Check the batch against the number of processes, then prompts and reward servers, before any model is loaded.
 
-    Raises UserError for an impossible batch, a prompt that the model cannot read, or an unavailable reward.
+    Raises UserError for an impossible batch, a checkpoint that is not there, a prompt that the model cannot read, or
+    an unavailable reward.
     """
     processes = PartialState()
-    if problems := settings.problems(processes.num_processes):
+    if problems := settings.problems(processes.num_processes) or settings.model.absent(settings.reward.reads_pixels):
         raise UserError("\n".join(problems))
     log = MetricsLog(settings, processes.is_main_process)
     prompts = prompt_sources(settings)
