@@ -20,7 +20,9 @@ SEEDS ?= 3
 METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
-CYCLES ?= 10
+CYCLES ?= $(if $(filter micro,$(MODEL)),10)
+# Which of the paper's ablations, 1 to 5.
+A ?=
 OUT ?= runs/micro-base
 STEPS ?= 1800
 PLACEMENT ?= canonical
@@ -45,7 +47,7 @@ METHODS_KNOWN := $(call known,method)
 check = $(if $(filter-out $(call known,$(2)),$($(1))),$(error unknown $(1) `$(filter-out \
 	$(call known,$(2)),$($(1)))` (one of: $(call known,$(2)))))
 
-ifneq ($(filter train plan compare,$(MAKECMDGOALS)),)
+ifneq ($(filter train plan compare ablate,$(MAKECMDGOALS)),)
 $(call check,MODEL,model)
 $(call check,METHOD,method)
 $(call check,METHODS,method)
@@ -54,12 +56,14 @@ $(call check,REWARD,reward)
 $(if $(strip $(METHODS)),,$(error METHODS names no method (some of: $(METHODS_KNOWN))))
 $(if $(filter-out native reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: native upstream)))
 $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
+$(if $(filter ablate,$(MAKECMDGOALS)),$(if $(filter 1 2 3 4 5,$(A)),,$(error A names one of the paper's ablations (A=1 to A=5))))
 endif
 
 REWARD_FILE := $(addprefix configs/reward/,$(addsuffix .yaml,$(REWARD)))
 MODEL_FILES := configs/model/$(MODEL).yaml $(REWARD_FILE)
 FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
 SETS := $(if $(CHECKPOINT),--set 'model.checkpoint=$(CHECKPOINT)') $(foreach s,$(SET),--set '$(s)')
+SETS_SHORT := $(if $(CYCLES),--set loop.cycles=$(CYCLES)) $(SETS)
 HTGRPO := $(if $(filter-out none,$(LAUNCH)),accelerate launch --config_file configs/accelerate/$(LAUNCH).yaml \
 	-m htgrpo_ext.cli,htgrpo)
 # Installs packages, and takes them out again if the modules named first cannot be imported.
@@ -69,7 +73,7 @@ FROM := $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
 empty :=
 comma := ,
 
-.PHONY: help setup train plan compare test lint pretrain-micro clean \
+.PHONY: help setup train plan compare ablate test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
@@ -131,7 +135,10 @@ plan: $(READY)  ## Show what `make train` would do, with the same variables
 
 compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
 	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(subst $(empty) $(empty),$(comma),$(strip $(METHODS)))' \
-		--seeds $(SEEDS) --jobs $(JOBS) --set loop.cycles=$(CYCLES) $(SETS)
+		--seeds $(SEEDS) --jobs $(JOBS) $(SETS_SHORT)
+
+ablate: $(READY)  ## Run one of the paper's ablations beside the full method: A=1..5, SEEDS=3, CYCLES=10, JOBS=2, SET
+	@$(BIN)/htgrpo ablate $(MODEL_FILES) --ablation $(A) --seeds $(SEEDS) --jobs $(JOBS) $(SETS_SHORT)
 
 test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)

@@ -104,6 +104,21 @@ def compare(
 
 
 @app.command()
+def ablate(
+    config: Files,
+    ablation: Annotated[int, typer.Option(min=1, max=5, help="Which of the paper's five.")],
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs per variant: seeds 0, 1, ..")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time.")] = 1,
+    set_: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of all the runs, shared by the ablations.")] = Path("runs/ablate"),
+) -> None:
+    """Train every variant of an ablation beside the full method, and lay their scores side by side."""
+    from htgrpo_ext.workflow.ablate import ablate as ablate_method
+
+    ablate_method(ablation, config, seeds, jobs, set_ or [], out)
+
+
+@app.command()
 def sample(
     model: Annotated[
         str, typer.Option(help="Name in configs/model, or a YAML file.", autocompletion=lambda: _names("model"))
