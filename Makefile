@@ -23,6 +23,12 @@ JOBS ?= 2
 CYCLES ?= $(if $(filter micro,$(MODEL)),10)
 # Which of the paper's ablations, 1 to 5.
 A ?=
+# Of a reproduction: scorers besides the benchmarks' own, the row that others are compared to, the commands alone.
+SCORERS ?=
+BASELINE ?=
+DRY ?=
+BENCH ?=
+LIMIT ?=
 OUT ?= runs/micro-base
 STEPS ?= 1800
 PLACEMENT ?= canonical
@@ -47,7 +53,7 @@ METHODS_KNOWN := $(call known,method)
 check = $(if $(filter-out $(call known,$(2)),$($(1))),$(error unknown $(1) `$(filter-out \
 	$(call known,$(2)),$($(1)))` (one of: $(call known,$(2)))))
 
-ifneq ($(filter train plan compare ablate,$(MAKECMDGOALS)),)
+ifneq ($(filter train plan compare ablate reproduce,$(MAKECMDGOALS)),)
 $(call check,MODEL,model)
 $(call check,METHOD,method)
 $(call check,METHODS,method)
@@ -72,8 +78,10 @@ PATCHES := $(PYTHON) -m htgrpo_ext.maskgrpo.patches
 FROM := $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
 empty :=
 comma := ,
+listed = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
+yes = $(filter-out 0 no false,$(1))
 
-.PHONY: help setup train plan compare ablate test lint pretrain-micro clean \
+.PHONY: help setup train plan compare ablate reproduce test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
@@ -128,17 +136,32 @@ $(TEST_CLIP): $(READY)
 	@touch $@
 
 train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## Train: MODEL, METHOD, REWARD, ABLATION, SEED, LOOP, LAUNCH, CHECKPOINT, SET, RESUME=1
-	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(filter-out 0 no false,$(RESUME)),--resume)
+	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(call yes,$(RESUME)),--resume)
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
 compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
-	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(subst $(empty) $(empty),$(comma),$(strip $(METHODS)))' \
+	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(call listed,$(METHODS))' \
 		--seeds $(SEEDS) --jobs $(JOBS) $(SETS_SHORT)
 
-ablate: $(READY)  ## Run one of the paper's ablations beside the full method: A=1..5, SEEDS=3, CYCLES=10, JOBS=2, SET
-	@$(BIN)/htgrpo ablate $(MODEL_FILES) --ablation $(A) --seeds $(SEEDS) --jobs $(JOBS) $(SETS_SHORT)
+# Their own defaults, where a benchmark, methods or a folder are not named.
+reproduce ablate: BENCH := $(or $(BENCH),$(if $(filter micro,$(MODEL)),microeval,geneval dpg))
+reproduce: METHODS := $(if $(filter file,$(origin METHODS)),maskgrpo tracegrpo htgrpo,$(METHODS))
+or-out = $(if $(filter file,$(origin OUT)),$(1),'$(OUT)')
+READY_FOR_ALL := $(if $(filter upstream,$(LOOP)),$(if $(call yes,$(DRY)),$(READY),applied $(READY_UPSTREAM)),$(READY))
+REPRODUCE = $(BIN)/htgrpo reproduce $(MODEL_FILES) --bench '$(call listed,$(BENCH))' \
+	$(if $(SCORERS),--scorers '$(call listed,$(SCORERS))') --seeds $(SEEDS) \
+	--jobs $(if $(filter none,$(LAUNCH)),$(JOBS),1) --loop $(LOOP) \
+	$(if $(filter-out none,$(LAUNCH)),--launch configs/accelerate/$(LAUNCH).yaml) $(if $(LIMIT),--limit '$(LIMIT)') \
+	$(if $(BASELINE),--baseline '$(BASELINE)') $(if $(call yes,$(DRY)),--dry-run) $(SETS_SHORT)
+
+reproduce: $(READY_FOR_ALL)  ## Train, generate, score, compare: MODEL, METHODS, SEEDS, BENCH, SCORERS, CYCLES, JOBS, LIMIT, SET, DRY=1
+	@$(REPRODUCE) --methods '$(call listed,$(METHODS))' --out $(call or-out,runs/reproduce-$(MODEL))
+
+ablate: $(READY_FOR_ALL)  ## Run one of the paper's ablations beside the full method: A=1..5, MODEL, SEEDS=3, CYCLES=10, JOBS=2, SET
+	@$(if $(filter micro,$(MODEL)),$(BIN)/htgrpo ablate $(MODEL_FILES) --ablation $(A) --seeds $(SEEDS) --jobs $(JOBS) \
+		--out $(call or-out,runs/ablate) $(SETS_SHORT),$(REPRODUCE) --ablation $(A) --out $(call or-out,runs/ablate-$(MODEL)))
 
 test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)

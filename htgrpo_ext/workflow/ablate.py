@@ -9,19 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from htgrpo_ext.config import config_files
+from htgrpo_ext.config import ablation_files
 from htgrpo_ext.files import require_folder
 from htgrpo_ext.report.ablation import FULL, write_ablation
 from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.workflow.compare import plan, require_all, run_all
 from htgrpo_ext.workflow.processes import stop_on_sigterm
-
-
-def variants(number: int) -> list[list[Path]]:
-    """The files of each row: the full method, then configs/ablation/aN-*.yaml over it."""
-    [full] = config_files("method", FULL)
-    folder = full.parent.parent / "ablation"
-    return [[full], *([full, file] for file in sorted(folder.glob(f"a{number}-*.yaml")))]
 
 
 def ablate(number: int, files: Sequence[Path], seeds: int, jobs: int, overrides: Sequence[str], out: Path) -> None:
@@ -34,7 +27,7 @@ def ablate(number: int, files: Sequence[Path], seeds: int, jobs: int, overrides:
     console = Console()
     stop_on_sigterm()
     require_folder(out)
-    runs = plan(files, variants(number), seeds, overrides, out)
+    runs = plan(files, ablation_files(number), seeds, overrides, out)
     failed = run_all(runs, jobs, console)
     whole: dict[str, list[Path]] = {}
     for first in range(0, len(runs), seeds):

@@ -49,7 +49,8 @@ class Planned:
             found = load_settings([config])
         except UserError:
             return "other"
-        if found.model_copy(update={"out": self.settings.out}) != self.settings:
+        # Training reads neither where it writes nor how benchmarks' images are drawn.
+        if found.model_copy(update={"out": self.settings.out, "sampling": self.settings.sampling}) != self.settings:
             return "other"
         return "finished" if (self.folder / "summary.json").exists() else "unfinished"
 
@@ -59,11 +60,17 @@ class Planned:
 
 
 def plan(
-    files: Sequence[Path], methods: Sequence[Sequence[Path]], seeds: int, overrides: Sequence[str], out: Path
+    files: Sequence[Path],
+    methods: Sequence[Sequence[Path]],
+    seeds: int,
+    overrides: Sequence[str],
+    out: Path,
+    evaluated: bool = True,
 ) -> list[Planned]:
     """The runs in the order of the table: methods as given, seeds 0, 1, ... of each.
 
-    methods  the files of each, which come after `files`: a method, and perhaps an ablation of it
+    methods    the files of each, which come after `files`: a method, and perhaps an ablation of it
+    evaluated  every run must have an evaluation
 
     Raises UserError if an override sets what differs between the runs, if the runs have no evaluation to compare, if
     two methods share a label, or if a folder holds a run with other settings.
@@ -78,7 +85,7 @@ def plan(
         given, method = [*files, *own_files], own_files[-1]
         settings = load_settings(given, list(overrides))
         label = method_label(settings)
-        if settings.eval is None:
+        if evaluated and settings.eval is None:
             raise UserError(f"{method}: runs are compared by their evaluation, and these would have none (eval)")
         if label in labelled:
             raise UserError(f"{labelled[label]} and {method} are both labelled `{label}`; set `label` in one of them")

@@ -179,14 +179,14 @@ def print_plan(settings: RunSettings) -> None:
     loop, rollout = settings.loop, planned.settings.rollout  # of one process
     P, G, K = settings.rollout.prompts_per_cycle, rollout.rollouts_per_prompt, loop.updates_per_rollout
 
-    updates = _table(f"{settings.run_name}: the {K} updates of a cycle", "update", "stage", "gamma", "support", "views")
+    updates = table(f"{settings.run_name}: the {K} updates of a cycle", "update", "stage", "gamma", "support", "views")
     for k, update in enumerate(planned.updates, 1):
         size = str(update.smallest) if update.smallest == update.largest else f"{update.smallest}-{update.largest}"
         rate = "" if update.rate is None else f"{update.rate:.3f}"
         updates.add_row(str(k), update.stage, rate, size, str(update.views))
     console.print(updates)
 
-    forwards = _table("forwards per prompt and cycle, in rows", "", *KINDS, "scoring", "cost")
+    forwards = table("forwards per prompt and cycle, in rows", "", *KINDS, "scoring", "cost")
     for name, rows in (("unshared", planned.naive), ("run", planned.rows)):
         scoring = sum(rows[kind] for kind in KINDS[1:])
         counts = (*(rows[kind] for kind in KINDS), scoring, planned.cost(rows))
@@ -236,20 +236,20 @@ def seconds(planned: Plan, device: Device) -> dict[str, float]:
 
 def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:
     """Memory and time on one device of each kind."""
-    table = _table("memory of one device, and time of a cycle; estimates", "", *(d.name for d in by_device))
+    memory = table("memory of one device, and time of a cycle; estimates", "", *(d.name for d in by_device))
     plans = list(by_device.values())
     for part in plans[0].memory:
-        table.add_row(part, *(f"{p.memory[part] / 1e9:.1f} GB" for p in plans))
+        memory.add_row(part, *(f"{p.memory[part] / 1e9:.1f} GB" for p in plans))
     peaks = [p.peak_memory() for p in plans]
     share = [f"{peak / 1e9:.1f} of {d.memory / 1e9:.0f} GB" for d, peak in zip(by_device, peaks, strict=True)]
-    table.add_row("peak", *share)
+    memory.add_row("peak", *share)
     for part in ("rollout", "score", "update"):
-        table.add_row(f"{part}, s", *(f"{seconds(p, d)[part]:.1f}" for d, p in by_device.items()))
+        memory.add_row(f"{part}, s", *(f"{seconds(p, d)[part]:.1f}" for d, p in by_device.items()))
     together = [sum(seconds(p, d).values()) for d, p in by_device.items()]
-    table.add_row("cycle, s", *(f"{s:.1f}" for s in together))
+    memory.add_row("cycle, s", *(f"{s:.1f}" for s in together))
     cycles = plans[0].settings.loop.cycles
-    table.add_row(f"{cycles} cycles, days", *(f"{s * cycles / 86400:.1f}" for s in together))
-    console.print(table)
+    memory.add_row(f"{cycles} cycles, days", *(f"{s * cycles / 86400:.1f}" for s in together))
+    console.print(memory)
     for planned, device in zip(plans, by_device, strict=True):
         if planned.peak_memory() > device.memory:
             console.print(
@@ -265,8 +265,9 @@ def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:
     print(f"memory   for {' and '.join(str(p.rows_at_once) for p in plans)} rows held at once; without fragmentation")
 
 
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+def table(title: str, *headings: str) -> Table:
+    """An empty table; columns without a heading, and stages, are texts."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("", "stage") else "right")
-    return table
+        made.add_column(heading, justify="left" if heading in ("", "stage") else "right")
+    return made

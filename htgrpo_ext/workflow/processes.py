@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from htgrpo_ext.errors import one_line
+
 REFRESH_SECONDS = 1.0
 # Linux kills the child when this process dies, also by kill -9; elsewhere it would go on alone.
 TIED = """
@@ -38,6 +40,12 @@ class Job:
     appends: bool = False  # to the log of an earlier try
 
 
+def last_line(log: Path) -> str:
+    """The last thing that a command said."""
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((one_line(line, 300) for line in reversed(lines) if line.strip()), "nothing said")
+
+
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -48,10 +56,15 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> list[Job]:
-    """Run all jobs, at most `at_once` at a time, in their order; returns those that failed. The cores are shared."""
+def run_jobs(jobs: Sequence[Job], at_once: int, console: Console, threads: bool = True) -> list[Job]:
+    """Run all jobs, at most `at_once` at a time, in their order; returns those that failed.
+
+    threads  share the cores among the jobs' threads; not where a launcher does so among the processes of one job
+    """
     children: list[subprocess.Popen] = []
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // at_once)), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
 
     def run(job: Job) -> int:
         job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +91,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, console: Console) -> list[Job]:
                         progress.update(bars[job.name], completed=job.done())
                 for future in done:
                     job = waiting.pop(future)
+                    progress.update(bars[job.name], completed=job.done())
                     progress.stop_task(bars[job.name])
                     good, said = job.outcome(future.result())
                     progress.console.print(said, highlight=False, markup=False, soft_wrap=True)

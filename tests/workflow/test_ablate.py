@@ -13,12 +13,13 @@ from rich.console import Console
 
 from helpers.fabricated import fabricate, save_evaluation, settings_of
 from helpers.paths import CONFIGS
+from htgrpo_ext.config import ablation_files, save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.report.ablation import ABLATIONS, FULL, write_ablation
 from htgrpo_ext.report.folder import read_prompts
 from htgrpo_ext.report.summary import method_label, write_summary
 from htgrpo_ext.workflow import ablate as workflow
-from htgrpo_ext.workflow.ablate import ablate, variants
+from htgrpo_ext.workflow.ablate import ablate
 from htgrpo_ext.workflow.compare import plan
 
 FILES = [CONFIGS / "model/micro.yaml"]
@@ -44,11 +45,14 @@ def runs(tmp_path_factory) -> dict[str, list[Path]]:
 
 
 def test_every_ablation_file_is_a_variant_of_one_ablation_and_reachable():
-    found = [file for number in ABLATIONS for *_, file in variants(number)[1:]]
+    found = [file for number in ABLATIONS for *_, file in ablation_files(number)[1:]]
     assert sorted(found) == sorted(Path(f"configs/ablation/{file.name}") for file in CONFIGS.glob("ablation/*.yaml"))
     for number in ABLATIONS:
-        planned = plan(FILES, variants(number), 1, [], Path("nowhere"))
-        assert [method_label(run.settings) for run in planned] == [FULL, *(f[-1].stem for f in variants(number)[1:])]
+        planned = plan(FILES, ablation_files(number), 1, [], Path("nowhere"))
+        assert [method_label(run.settings) for run in planned] == [
+            FULL,
+            *(f[-1].stem for f in ablation_files(number)[1:]),
+        ]
         assert {label for label in ABLATIONS[number].paper} <= {method_label(run.settings) for run in planned}
 
 
@@ -93,7 +97,7 @@ def test_table_names_the_papers_numbers_as_the_papers(runs, tmp_path):
 
 
 @pytest.mark.parametrize("number", [1, 4])
-def test_figure_is_drawn_from_any_variants(runs, tmp_path, number):
+def test_figure_is_drawn_from_any_ablation_files(runs, tmp_path, number):
     write_ablation(number, runs, tmp_path, Console(file=io.StringIO()))
     assert Image.open(tmp_path / f"ablation-{number}.png").width > 1000
 
@@ -123,11 +127,9 @@ shutil.copy(settings, out / "config.yaml")
 
 
 def test_full_method_is_trained_once_and_a_failed_variant_is_left_out(runs, tmp_path, monkeypatch):
-    from htgrpo_ext.config import save_settings
-
     (tmp_path / "stub.py").write_text(STUB)
     out = tmp_path / "out"
-    for run in plan(FILES, variants(4), 2, [], out):
+    for run in plan(FILES, ablation_files(4), 2, [], out):
         save_settings(run.settings, tmp_path / f"{run.folder.name}.yaml")
     command = [sys.executable, str(tmp_path / "stub.py"), str(runs[FULL][0].parent)]
     run_all = workflow.run_all
