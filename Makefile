@@ -27,7 +27,13 @@ A ?=
 SCORERS ?=
 BASELINE ?=
 DRY ?=
+# Of images for a benchmark: its name or a file of prompts, the adapter to fold in, processes (GPUs), the row's name in
+# tables, another prompt file, and a number of prompts per task.
 BENCH ?=
+ADAPTER ?=
+PROCESSES ?= 1
+LABEL ?=
+PROMPTS ?=
 LIMIT ?=
 OUT ?= runs/micro-base
 STEPS ?= 1800
@@ -65,6 +71,20 @@ $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
 $(if $(filter ablate,$(MAKECMDGOALS)),$(if $(filter 1 2 3 4 5,$(A)),,$(error A names one of the paper's ablations (A=1 to A=5))))
 endif
 
+BENCHES := geneval dpg microeval
+ifneq ($(filter eval-images,$(MAKECMDGOALS)),)
+$(call check,MODEL,model)
+$(call check,METHOD,method)
+$(if $(strip $(BENCH)),,$(error BENCH names no benchmark (one of: $(BENCHES); or a file of prompts)))
+$(if $(filter $(BENCHES),$(BENCH))$(wildcard $(BENCH)),,$(error unknown BENCH `$(BENCH)` (one of: $(BENCHES); or a \
+	file of prompts)))
+$(if $(shell echo '$(PROCESSES)' | grep -xE '[1-9][0-9]{0,3}'),,$(error PROCESSES is `$(PROCESSES)`, not a number \
+	from 1))
+# OUT has a default for pretrain-micro.
+EVAL_OUT := $(if $(filter file,$(origin OUT)),runs/eval/$(MODEL)-$(notdir $(basename $(BENCH))),$(OUT))
+TORCHRUN := $(if $(filter-out 1,$(PROCESSES)),torchrun --standalone --nproc_per_node $(PROCESSES) -m htgrpo_ext.cli,htgrpo)
+endif
+
 REWARD_FILE := $(addprefix configs/reward/,$(addsuffix .yaml,$(REWARD)))
 MODEL_FILES := configs/model/$(MODEL).yaml $(REWARD_FILE)
 FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
@@ -81,7 +101,7 @@ comma := ,
 listed = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 yes = $(filter-out 0 no false,$(1))
 
-.PHONY: help setup train plan compare ablate reproduce test lint pretrain-micro clean \
+.PHONY: help setup train plan compare ablate reproduce eval-images test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
@@ -162,6 +182,11 @@ reproduce: $(READY_FOR_ALL)  ## Train, generate, score, compare: MODEL, METHODS,
 ablate: $(READY_FOR_ALL)  ## Run one of the paper's ablations beside the full method: A=1..5, MODEL, SEEDS=3, CYCLES=10, JOBS=2, SET
 	@$(if $(filter micro,$(MODEL)),$(BIN)/htgrpo ablate $(MODEL_FILES) --ablation $(A) --seeds $(SEEDS) --jobs $(JOBS) \
 		--out $(call or-out,runs/ablate) $(SETS_SHORT),$(REPRODUCE) --ablation $(A) --out $(call or-out,runs/ablate-$(MODEL)))
+
+eval-images: $(READY)  ## Paint a benchmark's prompts: BENCH, MODEL, CHECKPOINT, ADAPTER, OUT, PROCESSES, LABEL, PROMPTS, LIMIT, SET
+	@$(BIN)/$(TORCHRUN) eval generate $(MODEL_FILES) configs/method/$(METHOD).yaml $(SETS) --bench '$(BENCH)' \
+		--out '$(EVAL_OUT)' $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(LABEL),--label '$(LABEL)') \
+		$(if $(PROMPTS),--prompts '$(PROMPTS)') $(if $(LIMIT),--limit '$(LIMIT)')
 
 test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
