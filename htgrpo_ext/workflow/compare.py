@@ -81,7 +81,7 @@ def plan(
         given = [*files, method]
         settings = load_settings(given, list(overrides))
         label = method_label(settings)
-        if settings.eval is None:
+        if settings.benchmark is None:
             raise UserError(f"{method}: runs are compared by their evaluation, and these would have none (eval)")
         if label in labelled:
             raise UserError(f"{labelled[label]} and {method} are both labelled `{label}`; set `label` in one of them")
