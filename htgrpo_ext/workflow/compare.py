@@ -49,8 +49,11 @@ class Planned:
             found = load_settings([config])
         except UserError:
             return "other"
-        # Training reads neither where it writes nor how benchmarks' images are drawn.
-        if found.model_copy(update={"out": self.settings.out, "sampling": self.settings.sampling}) != self.settings:
+        # What moves no weight: where a run writes, how benchmarks' images are drawn, evaluation while it trains.
+        aside = {key: getattr(self.settings, key) for key in ("out", "sampling")}
+        if not self.settings.benchmark:
+            aside["eval"] = self.settings.eval
+        if found.model_copy(update=aside) != self.settings:
             return "other"
         return "finished" if (self.folder / "summary.json").exists() else "unfinished"
 
@@ -85,7 +88,7 @@ def plan(
         given, method = [*files, *own_files], own_files[-1]
         settings = load_settings(given, list(overrides))
         label = method_label(settings)
-        if evaluated and settings.eval is None:
+        if evaluated and settings.benchmark is None:
             raise UserError(f"{method}: runs are compared by their evaluation, and these would have none (eval)")
         if label in labelled:
             raise UserError(f"{labelled[label]} and {method} are both labelled `{label}`; set `label` in one of them")

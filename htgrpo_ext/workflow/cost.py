@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from htgrpo_ext.backbones.sizes import FLOAT, Sizes
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.workflow.plan import DEVICES, UTILISATION, Device, plan, seconds, table
+from htgrpo_ext.workflow.plan import DEVICES, UTILISATION, Device, evaluation_seconds, plan, seconds
 from htgrpo_ext.workflow.stages import Generate, Score, Stage, Train
 
 KEPT = 7  # copies of what is trained in a run's folder: two checkpoints with AdamW's two moments each, and the model
@@ -16,8 +18,11 @@ MOST_BYTES = 16 * 16 * 3  # of a PNG per image token: each backbone's is 16 x 16
 
 def training_hours(settings: RunSettings, device: Device) -> float:
     """Hours of all its accelerators together for a run, without rewards, decoding and optimizer."""
-    a_cycle = sum(seconds(plan(settings, device.processes), device).values())
-    return a_cycle * settings.loop.cycles * device.processes / 3600
+    planned = plan(settings, device.processes)
+    took = sum(seconds(planned, device).values()) * settings.loop.cycles
+    if planned.evaluation:
+        took += evaluation_seconds(planned, device) * planned.evaluation.times
+    return took * device.processes / 3600
 
 
 def painting_hours(settings: RunSettings, sizes: Sizes, images: int, device: Device) -> float:
@@ -42,7 +47,10 @@ def print_cost(stages: Sequence[Stage], console: Console) -> None:
     sizes, on_accelerators = settings.model.sizes(), settings.model.on_accelerators
     images = sum(stage.images for stage in sets)
     devices = [d for d in DEVICES if on_accelerators and not settings.problems(d.processes)]
-    costs = table("what it costs, estimated", "", *(f"GPU hours, {d.name}" for d in devices), "disk")
+    costs = Table(title="what it costs, estimated", title_justify="left", box=box.SIMPLE_HEAD)
+    costs.add_column("")
+    for heading in (*(f"GPU hours, {d.name}" for d in devices), "disk"):
+        costs.add_column(heading, justify="right")
     runs = Counter(train.label for train in trains)
     for label, count in runs.items():
         run = next(train.run.settings for train in trains if train.label == label)

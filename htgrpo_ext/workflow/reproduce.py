@@ -21,7 +21,6 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from htgrpo_ext.benchmarks import Benchmark
 from htgrpo_ext.config import load_settings, near
 from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.files import require_folder
@@ -97,7 +96,7 @@ def stages_of(request: Request) -> list[Stage]:
     if settings.sampling is None:
         raise UserError("the settings have no section `sampling`, how images are drawn for a benchmark (configs/model)")
     # The benchmark's images are generated below; judging them while training too would take the time twice.
-    silent = ["eval=null"] if isinstance(settings.eval, Benchmark) else []
+    silent = ["eval=null"] if settings.benchmark else []
     runs = plan(request.files, request.methods, request.seeds, [*overrides, *silent], out / "runs", evaluated=False)
     if BASE in (labels := [method_label(run.settings) for run in runs]):
         raise UserError(f"a method is labelled `{BASE}`, which is the model before training; set another `label`")
