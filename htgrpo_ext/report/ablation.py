@@ -51,19 +51,19 @@ ABLATIONS = {
     ),
 }
 NOTE = (
-    "Scores are means over seeds; ± and brackets are 95 % intervals over prompts and seeds. A difference is the "
-    "variant less the full method, paired by seed and prompt. It is beyond the noise if its interval excludes 0. Of 20 "
-    "such intervals about one excludes 0 by chance."
+    "Scores are means over seeds; brackets are 95 % intervals over prompts and seeds. A difference is the variant less "
+    "the full method, paired by prompt. It is beyond the noise if its interval excludes 0. Of 20 such intervals about "
+    "one excludes 0 by chance."
 )
 PAPER_NOTE = "The paper's column is GenEval overall with MMaDA-8B, another model and another benchmark."
 
 
-def write_ablation(number: int, runs: Mapping[str, Sequence[Path]], out: Path, console: Console) -> dict:
-    """Write ablation-N.json, .md and .png of finished runs into `out`, and print the table.
+def of_runs(number: int, runs: Mapping[str, Sequence[Path]]) -> dict:
+    """The numbers of an ablation, from runs that were evaluated.
 
     runs  by label: the folders of the same seeds in the same order; the first is the full method
 
-    Returns what the JSON holds. Raises UserError if the runs were not evaluated alike.
+    Raises UserError if the runs were not evaluated alike.
     """
     folders = [folder for of_label in runs.values() for folder in of_label]
     benchmark = benchmark_of(read_config(folders[0]))
@@ -72,20 +72,54 @@ def write_ablation(number: int, runs: Mapping[str, Sequence[Path]], out: Path, c
         raise UserError(f"{[*unlike, folders[0]][0]}: only runs that were evaluated alike can be compared (eval)")
     ablation = ABLATIONS[number]
     base = read_summary(folders[0])["base"]
-    result = {
+    return {
         "ablation": number,
         "title": ablation.title,
         "benchmark": benchmark.title,
-        "seeds": [read_summary(folder)["seed"] for folder in runs[FULL]],
+        "seeds": len(runs[FULL]),
         "cycles": read_summary(folders[0])["cycles"],
         "base": {"mean": base["overall"], "interval": base["interval"]},
         "rows": [_row(label, of_label, runs[FULL], ablation, benchmark) for label, of_label in runs.items()],
         "paper_between": ablation.between,
-        "note": NOTE,
     }
+
+
+def of_table(number: int, table: Mapping, settings: Mapping[str, tuple[int, float]]) -> dict:
+    """The numbers of an ablation, from a table of `htgrpo eval summarize` whose baseline is the full method.
+
+    settings  by label: cycles and structure ratio
+    """
+    ablation, rows = ABLATIONS[number], {row["label"]: row for row in table["rows"]}
+
+    def spread(row: Mapping, part: str) -> dict:
+        overall = row[part]["overall"]
+        return {"mean": overall["score"], "interval": [overall["low"], overall["high"]]}
+
+    found = []
+    for label, (_, ratio) in settings.items():
+        row = spread(rows[label], "scores") | {"label": label, "of_seeds": [], "structure_ratio": ratio}
+        if label != FULL:
+            beyond = rows[label]["differences"]["overall"]["beyond_noise"]
+            row["difference"] = spread(rows[label], "differences") | {"beyond_noise": beyond}
+        found.append(row | {"paper": ablation.paper.get(label)})
+    return {
+        "ablation": number,
+        "title": ablation.title,
+        "benchmark": table["title"],
+        "seeds": len(rows[FULL]["sets"]),
+        "cycles": settings[FULL][0],
+        "base": spread(rows["base"], "scores"),
+        "rows": found,
+        "paper_between": ablation.between,
+    }
+
+
+def write_ablation(result: dict, out: Path, console: Console) -> None:
+    """Write ablation-N.json, .md and .png into `out`, and print the table. result: of `of_runs` or `of_table`"""
+    number = result["ablation"]
     stem = f"ablation-{number}"
-    write_atomically(out / f"{stem}.json", json.dumps(result, indent=2) + "\n")
-    cells, title = _cells(result, number), f"{ablation.title}, {benchmark.title} overall"
+    write_atomically(out / f"{stem}.json", json.dumps(result | {"note": NOTE}, indent=2) + "\n")
+    cells, title = _cells(result, number), f"{result['title']}, {result['benchmark']} overall"
     rule = "| --- |" + " ---: |" * (len(cells[0]) - 1)
     rows = [f"| {' | '.join(row)} |" for row in cells]
     text = "\n".join([f"# {title}", "", rows[0], rule, *rows[1:], "", f"{NOTE} {PAPER_NOTE}", "", f"![]({stem}.png)"])
@@ -99,7 +133,6 @@ def write_ablation(number: int, runs: Mapping[str, Sequence[Path]], out: Path, c
     console.print(table)
     console.print(f"{NOTE} {PAPER_NOTE}", highlight=False)
     console.print(out / f"{stem}.md", highlight=False, soft_wrap=True)
-    return result
 
 
 def _row(label: str, folders: Sequence[Path], full: Sequence[Path], ablation: Ablation, benchmark: Benchmark) -> dict:
@@ -139,7 +172,7 @@ def _cells(result: dict, number: int) -> list[list[str]]:
         if difference := row.get("difference"):
             ends = ", ".join(f"{end:+.3f}" for end in difference["interval"])
             cells = [f"{difference['mean']:+.3f} [{ends}]", "yes" if difference["beyond_noise"] else "no"]
-        each = " ".join(f"{score:.3f}" for score in row["of_seeds"])
+        each = " ".join(f"{score:.3f}" for score in row["of_seeds"]) or "–"
         overall = f"{row['mean']:.3f} [{low:.3f}, {high:.3f}]"
         rows.append([_name(row["label"], number), overall, each, *cells, _papers(row, result)])
     return rows
@@ -163,7 +196,7 @@ def _draw(result: dict, number: int, path: Path) -> None:
         figure = Figure(figsize=(10, height), layout="constrained", dpi=110)
         figure.suptitle(ABLATIONS[number].title, fontsize=11)
         ours, papers = figure.subplots(1, 2, width_ratios=[3, 2], sharey=number != 4)
-        seeds = f"{len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)}"
+        seeds = f"{result['seeds']} seed{'s' * (result['seeds'] > 1)}"
         ours.set_title(f"ours: {result['benchmark']} overall, {seeds}, 95 % intervals", fontsize=9.5)
         papers.set_title("the paper's: GenEval overall, MMaDA", fontsize=9.5, color=MUTED)
         (_draw_ratios if number == 4 else _draw_bars)(ours, papers, rows, result, number)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from htgrpo_ext.config import ablation_files
 from htgrpo_ext.files import require_folder
-from htgrpo_ext.report.ablation import FULL, write_ablation
+from htgrpo_ext.report.ablation import FULL, of_runs, write_ablation
 from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.workflow.compare import plan, require_all, run_all
 from htgrpo_ext.workflow.processes import stop_on_sigterm
@@ -35,5 +35,5 @@ def ablate(number: int, files: Sequence[Path], seeds: int, jobs: int, overrides:
         if not any(run in failed for run in of_variant):
             whole[method_label(of_variant[0].settings)] = [run.folder for run in of_variant]
     if FULL in whole:
-        write_ablation(number, whole, out, console)
+        write_ablation(of_runs(number, whole), out, console)
     require_all(runs, failed)

@@ -11,6 +11,7 @@ a stop of any kind: what is finished is checked and kept, what was begun is resu
 settings is refused by its name.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.files import require_folder
 from htgrpo_ext.imagesets import suite_named
 from htgrpo_ext.imagesets.scorers import scorer_named
+from htgrpo_ext.report.ablation import FULL, of_table, write_ablation
 from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.workflow.compare import plan
 from htgrpo_ext.workflow.cost import print_cost
@@ -33,6 +35,7 @@ from htgrpo_ext.workflow.processes import Job, last_line, run_jobs, stop_on_sigt
 from htgrpo_ext.workflow.stages import CLI, HTGRPO, Generate, Score, Stage, Summarize, Train
 
 BASE = "base"
+ABLATED = ("geneval", "micro")  # the scorers of whose tables an ablation's figure is made
 OF_BENCHES = {"microeval": "micro", "geneval": "geneval", "dpg": "dpg"}  # the scorer that is the benchmark's own
 
 
@@ -50,7 +53,7 @@ class Request:
     loop       native or upstream
     htgrpo     the words that start `htgrpo`
     launch     a file of configs/accelerate: training and generating run in so many processes
-    baseline   the row that the tables compare the others to
+    baseline   the row that the tables compare the others to; an ablation's is the full method
     ablation   the number of the paper's ablation that the methods are, for its figure
     """
 
@@ -100,8 +103,9 @@ def stages_of(request: Request) -> list[Stage]:
     runs = plan(request.files, request.methods, request.seeds, [*overrides, *silent], out / "runs", evaluated=False)
     if BASE in (labels := [method_label(run.settings) for run in runs]):
         raise UserError(f"a method is labelled `{BASE}`, which is the model before training; set another `label`")
-    if request.baseline not in (BASE, *labels):
-        raise UserError(f"no row is called `{request.baseline}` (one of {', '.join(dict.fromkeys([BASE, *labels]))})")
+    baseline = FULL if request.ablation else request.baseline
+    if baseline not in (BASE, *labels):
+        raise UserError(f"no row is called `{baseline}` (one of {', '.join(dict.fromkeys([BASE, *labels]))})")
     training, generating = request.launched()
     logs = out / "logs"
     trains = [Train(run, label, request.loop, training, logs) for run, label in zip(runs, labels, strict=True)]
@@ -114,7 +118,7 @@ def stages_of(request: Request) -> list[Stage]:
         for run, label in zip(runs, labels, strict=True):
             sets.append(Generate(run=run, label=label, folder=where / run.folder.name, **common))
     scores = [Score(each, scorer, request.htgrpo, logs) for each in sets for scorer in scorers_of(each.bench, request)]
-    tables = Summarize([each.folder for each in sets], request.tables, request.baseline, request.htgrpo, logs)
+    tables = Summarize([each.folder for each in sets], request.tables, baseline, request.htgrpo, logs)
     return [*trains, *sets, *scores, tables]
 
 
@@ -170,6 +174,18 @@ def reproduce(request: Request, jobs: int, dry: bool = False) -> None:
         if failed:
             named = "\n".join(f"{job.name} failed, see {job.log}" for job in failed)
             raise UserError(f"{named}\n{len(failed)} of {len(of_kind)} failed; the same command goes on from here")
+    console.print((request.out / "logs" / "summarize.log").read_text(), highlight=False, markup=False, soft_wrap=True)
+    if request.ablation:
+        _draw_ablation(request.ablation, stages, request.tables, console)
+
+
+def _draw_ablation(number: int, stages: Sequence[Stage], tables: Path, console: Console) -> None:
+    """The figure and table of an ablation, for the benchmark that the paper reports."""
+    runs = {stage.label: stage.run.settings for stage in stages if isinstance(stage, Train)}
+    settings = {label: (run.loop.cycles, run.method.structure_ratio) for label, run in runs.items()}
+    for table in json.loads((tables / "summary.json").read_text())["tables"]:
+        if table["name"] in ABLATED:
+            write_ablation(of_table(number, table, settings), tables, console)
 
 
 def _job(stage: Stage) -> Job:

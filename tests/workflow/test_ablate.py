@@ -15,7 +15,7 @@ from helpers.fabricated import fabricate, save_evaluation, settings_of
 from helpers.paths import CONFIGS
 from htgrpo_ext.config import ablation_files, save_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.report.ablation import ABLATIONS, FULL, write_ablation
+from htgrpo_ext.report.ablation import ABLATIONS, FULL, of_runs, of_table, write_ablation
 from htgrpo_ext.report.folder import read_prompts
 from htgrpo_ext.report.summary import method_label, write_summary
 from htgrpo_ext.workflow import ablate as workflow
@@ -63,9 +63,8 @@ def test_paper_numbers_are_those_of_the_files():
                 assert f"{100 * score:.4g}" in (CONFIGS / f"ablation/{label}.yaml").read_text()
 
 
-def test_rows_are_means_over_seeds_and_differences_are_paired(runs, tmp_path):
-    result = write_ablation(4, runs, tmp_path, Console(file=io.StringIO()))
-    assert json.loads((tmp_path / "ablation-4.json").read_text()) == json.loads(json.dumps(result))
+def test_rows_are_means_over_seeds_and_differences_are_paired(runs):
+    result = of_runs(4, runs)
     correct = {
         label: np.stack([np.load(folder / "eval/trained.npz")["correct"] for folder in folders])
         for label, folders in runs.items()
@@ -83,7 +82,8 @@ def test_rows_are_means_over_seeds_and_differences_are_paired(runs, tmp_path):
 
 def test_table_names_the_papers_numbers_as_the_papers(runs, tmp_path):
     said = io.StringIO()
-    write_ablation(4, runs, tmp_path, Console(file=said, width=200))
+    write_ablation(of_runs(4, runs), tmp_path, Console(file=said, width=200))
+    assert json.loads((tmp_path / "ablation-4.json").read_text())["rows"][0]["label"] == FULL
     markdown = (tmp_path / "ablation-4.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line[:1] == "|"]
     assert lines[0][-1] == "the paper's"
@@ -98,7 +98,7 @@ def test_table_names_the_papers_numbers_as_the_papers(runs, tmp_path):
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_figure_is_drawn_from_any_ablation_files(runs, tmp_path, number):
-    write_ablation(number, runs, tmp_path, Console(file=io.StringIO()))
+    write_ablation(of_runs(number, runs), tmp_path, Console(file=io.StringIO()))
     assert Image.open(tmp_path / f"ablation-{number}.png").width > 1000
 
 
@@ -108,8 +108,31 @@ def test_runs_evaluated_otherwise_are_refused(runs, tmp_path):
     settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"seed": 7})})
     write_summary(fabricate(other, settings), settings, 0, {})
     with pytest.raises(UserError, match=f"{other}: only runs that were evaluated alike"):
-        write_ablation(4, {FULL: runs[FULL][:1], "a4-up": [other]}, tmp_path / "out", Console(file=io.StringIO()))
-    assert not (tmp_path / "out").exists()
+        of_runs(4, {FULL: runs[FULL][:1], "a4-up": [other]})
+
+
+def test_table_of_image_sets_gives_the_same_rows(tmp_path):
+    def overall(score: float, **more) -> dict:
+        return {"overall": {"score": score, "low": score - 0.01, "high": score + 0.01} | more}
+
+    rows = {
+        "base": (0.5, overall(-0.3, beyond_noise=True)),
+        FULL: (0.8, {}),
+        "a5-uniform-credit": (0.81, overall(0.01, beyond_noise=False)),
+        "a5-revealed-structure": (0.7, overall(-0.1, beyond_noise=True)),
+    }
+    rows = [
+        {"label": label, "sets": ["s0", "s1"], "scores": overall(score), "differences": differences}
+        for label, (score, differences) in rows.items()
+    ]
+    settings = {row["label"]: (1000, 0.3) for row in rows[1:]}
+    result = of_table(5, {"title": "GenEval", "rows": rows}, settings)
+    said = io.StringIO()
+    write_ablation(result, tmp_path, Console(file=said, width=200))
+    lines = (tmp_path / "ablation-5.md").read_text().splitlines()
+    assert lines[0] == "# A5: credit weights and context, GenEval overall"
+    assert "| revealed structure | 0.700 [0.690, 0.710] | – | -0.100 [-0.110, -0.090] | yes | 0.806 |" in lines
+    assert (result["seeds"], result["cycles"], result["base"]["mean"]) == (2, 1000, 0.5)
 
 
 # Stands in for `htgrpo train`: puts the fabricated run there, or fails for one label.
@@ -136,7 +159,8 @@ def test_full_method_is_trained_once_and_a_failed_variant_is_left_out(runs, tmp_
     monkeypatch.setattr(workflow, "run_all", lambda *arguments: run_all(*arguments, command))
     monkeypatch.setattr(workflow, "stop_on_sigterm", lambda: None)
     written = {}
-    monkeypatch.setattr(workflow, "write_ablation", lambda number, whole, *rest: written.update(whole))
+    monkeypatch.setattr(workflow, "of_runs", lambda number, whole: written.update(whole))
+    monkeypatch.setattr(workflow, "write_ablation", lambda *_: None)
     with pytest.raises(UserError, match="a4-large-ratio-s1 failed, see .*\n1 of 8 runs failed"):
         ablate(4, FILES, 2, 2, [], out)
     assert list(written) == [FULL, "a4-low-ratio", "a4-small-ratio"]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from helpers.command import run as run_command
 from helpers.paths import CONFIGS, HELPERS, PYTHONPATH
+from htgrpo_ext.config import ablation_files
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.workflow import reproduce as workflow
 from htgrpo_ext.workflow.reproduce import Request, reproduce, stages_of
@@ -102,12 +104,6 @@ def test_command_that_ends_well_and_leaves_nothing_is_refused(tmp_path, monkeypa
     assert not (tmp_path / "tables").exists()
 
 
-def copied(undisturbed: Path, out: Path) -> Path:
-    import shutil
-
-    return shutil.copytree(undisturbed, out / "copy")
-
-
 def spoil_summary(out: Path) -> Path:
     (path := out / "runs/htgrpo-s1/summary.json").write_text("{")
     return path
@@ -152,7 +148,7 @@ SPOILED = [spoil_summary, remove_model, other_run, other_model, other_seed, cut_
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=[spoil.__name__ for spoil in SPOILED])
 def test_broken_or_foreign_work_is_refused_by_name(undisturbed, tmp_path, monkeypatch, spoil):
-    out = copied(undisturbed, tmp_path)
+    out = shutil.copytree(undisturbed, tmp_path / "copy")
     # The runs' own paths are in their settings and records.
     for path in out.rglob("*"):
         if path.name in ("config.yaml", "record.json"):
@@ -185,6 +181,17 @@ def test_dry_run_prints_the_commands_alone(tmp_path, monkeypatch, capsys):
     scorers = [(words[-3].split("/")[-2], words[-1]) for words in commands if "score" in words]
     assert scorers == [
         (b, s) for b, own in (("geneval", "geneval"), ("dpg", "dpg")) for _ in range(3) for s in (own, "hpsv3")
+    ]
+
+
+def test_ablation_is_compared_to_the_full_method_in_tables_of_its_own(tmp_path):
+    *_, tables = stages_of(request_for(tmp_path, methods=ablation_files(5), seeds=1, ablation=5))
+    words = tables.words()
+    assert (
+        words[words.index("--baseline") + 1] == "htgrpo" and words[words.index("--out") + 1] == f"{tmp_path}/tables-a5"
+    )
+    assert [Path(word).name for word in words if "/sets/" in word] == [
+        *("base", "htgrpo-s0", "a5-revealed-structure-s0", "a5-uniform-credit-s0")
     ]
 
 
