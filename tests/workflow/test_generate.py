@@ -1,19 +1,17 @@
-"""`htgrpo eval generate`: the same images however they are made, kills, refusals, and the real models' layouts."""
+"""`htgrpo eval generate`: the same images however they are made, kills, refusals."""
 
-import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from helpers.command import run
-from helpers.image_sets import dpg_lines, geneval_lines, written
+from helpers.image_sets import geneval_lines, written
 from helpers.micro_runs import tiny_settings
 from helpers.paths import CONFIGS, HELPERS, PYTHONPATH, ROOT
 from htgrpo_ext.backbones import load_backbone
@@ -251,6 +249,31 @@ def test_a_second_command_in_the_same_folder_is_refused(checkpoint, whole, tmp_p
     generated(checkpoint, folder)
 
 
+def test_the_key_that_was_painted_is_recorded_and_the_lines_stay(checkpoint, tmp_path):
+    line = '{"prompt": "not of this world",  "caption": "a plain star on a beach"}'
+    written(tmp_path / "mine.jsonl", [line])
+    generate_set(settings(checkpoint), str(tmp_path / "mine.jsonl"), tmp_path / "set", prompt_key="caption")
+    suite, (item,), record = check_set(tmp_path / "set")
+    assert (suite.name, record.prompt_key, record.label, item.prompt) == (
+        "file",
+        "caption",
+        "set",
+        "a plain star on a beach",
+    )
+    assert (tmp_path / "set/images/00000/metadata.jsonl").read_text() == line
+
+
+def test_count_says_what_is_there_or_what_is_wrong(monkeypatch, capsys, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "set")
+    assert run(monkeypatch, "eval", "count", str(folder)) == 0
+    assert capsys.readouterr().out.startswith("MicroEval: 12 folders with 48 images of 128 x 128 pixels")
+    (folder / "images/00041/samples/00001.png").unlink()
+    assert run(monkeypatch, "eval", "count", str(folder)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {folder}/images/00041/samples/00001.png: missing; remove ")
+    assert run(monkeypatch, "eval", "count", str(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no set of images")
+
+
 CONFIG = ["model/micro", "method/htgrpo"]
 
 
@@ -315,70 +338,3 @@ def test_make_passes_its_variables_on():
     assert "torchrun --standalone --nproc_per_node 8 -m htgrpo_ext.cli eval generate configs/model/lumina.yaml" in said
     assert said.endswith("--bench 'dpg' --out 'x' --adapter '/a' --label 'ht' --limit '5'")
     assert "--set 'model.checkpoint=/c'" in said
-
-
-# --- the real models -------------------------------------------------------------------------------------------
-
-LUMINA = ["model.height=32", "model.width=32", "model.dtype=float32", "sampling.steps=3"]
-
-
-def lumina(folder, *more):
-    files = [CONFIGS / "model/lumina.yaml", CONFIGS / "method/htgrpo.yaml"]
-    return load_settings(files, [f"model.checkpoint={folder}", *LUMINA, *more])
-
-
-def adapter_of(lumina_folder, out) -> Path:
-    from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
-
-    lora = {"r": 2, "lora_alpha": 8, "target_modules": r".*\.blocks\.\d+\.ff_out"}
-    model = LuminaBackbone.load(lumina_folder, lora, height=32, width=32).model
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    model.save_pretrained(out)
-    return out
-
-
-def test_lumina_and_its_adapter_paint_both_benchmarks_layouts(lumina_folder, tmp_path):
-    geneval = written(tmp_path / "geneval.jsonl", geneval_lines())
-    dpg = written(tmp_path / "dpg.jsonl", dpg_lines())
-    adapter = adapter_of(lumina_folder, tmp_path / "adapter")
-    said = generate_set(lumina(lumina_folder), "geneval", tmp_path / "base", prompts=geneval, limit=1)
-    assert said == "GenEval: 6 folders with 24 images of 32 x 32 pixels (not the whole: 1 prompts of each task)"
-    said = generate_set(lumina(lumina_folder), "dpg", tmp_path / "grids", prompts=dpg, limit=2)
-    assert said == "DPG-Bench: 2 grids of 2 x 2 tiles of 32 x 32 pixels (not the whole: 2 prompts of each task)"
-    assert sorted(images(tmp_path / "grids")) == ["images/coco0.png", "images/coco1.png"]
-    generate_set(lumina(lumina_folder), "geneval", tmp_path / "trained", adapter, prompts=geneval, limit=1)
-    base, trained = (check_set(tmp_path / name)[2] for name in ("base", "trained"))
-    assert trained.adapter and not base.adapter and (base.seed, base.sampler) == (trained.seed, trained.sampler)
-    assert base.sampler == {"sampler": "maskgit-constant", "steps": 3, "guidance": 4.0, "temperature": 1.0}
-    suite, items, _ = check_set(tmp_path / "base")
-    pixels = [
-        np.stack([np.asarray(image) for image in suite.load(tmp_path / name / "images", items[0])])
-        for name in ("base", "trained")
-    ]
-    assert (pixels[0] != pixels[1]).any() and (pixels[0][0] != pixels[0][1]).any()
-    with pytest.raises(UserError, match=r"the set there has label base, not trained; adapter None, not sha256:"):
-        generate_set(lumina(lumina_folder), "geneval", tmp_path / "base", adapter, "trained", geneval, limit=1)
-
-
-def test_images_that_a_scorer_cannot_read_are_refused(lumina_folder, tmp_path):
-    dpg = written(tmp_path / "dpg.jsonl", dpg_lines())
-    with pytest.raises(UserError, match="^DPG-Bench's scorer reads square images only, not 48 x 32 pixels"):
-        generate_set(lumina(lumina_folder, "model.width=48"), "dpg", tmp_path / "set", prompts=dpg, limit=1)
-    assert not (tmp_path / "set").exists()
-
-
-def test_mmada_paints_a_grid(mmada_folder, tmp_path, monkeypatch):
-    from helpers.upstream_stub import StubDecoder
-
-    monkeypatch.setattr("htgrpo_ext.backbones.mmada.backbone.load_magvit", lambda folder: StubDecoder())
-    files = [CONFIGS / "model/mmada.yaml", CONFIGS / "method/htgrpo.yaml"]
-    sets = [f"model.checkpoint={mmada_folder}", f"model.vq_checkpoint={mmada_folder}", "model.dtype=float32"]
-    made = load_settings(files, [*sets, "sampling.steps=2"])
-    dpg = written(tmp_path / "dpg.jsonl", dpg_lines())
-    generate_set(made, "dpg", tmp_path / "set", prompts=dpg, limit=1)
-    _, (item,), record = check_set(tmp_path / "set")
-    assert item.key == "coco0" and record.size == (32, 32) and record.model["name"] == "mmada"
-    assert record.sampler == {"sampler": "maskgit", "steps": 2, "guidance": 3.5, "temperature": 1.0}
-    assert json.loads((tmp_path / "set/record.json").read_text())["size"] == [32, 32]
