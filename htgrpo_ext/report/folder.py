@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from htgrpo_ext.errors import UserError, one_line
+from htgrpo_ext.settings import RunSettings
 
 SUMMARY = (
     "name",
@@ -172,4 +173,7 @@ def read_config(folder: Path) -> dict:
         config = yaml.safe_load(file.read_text())
         if not isinstance(config, dict):
             raise ValueError("no settings")
+        required = (name for name, field in RunSettings.model_fields.items() if field.is_required())
+        if missing := [name for name in required if name not in config]:
+            raise ValueError(f"`{missing[0]}` is missing")
         return config

@@ -1,4 +1,4 @@
-"""Evaluation while training: it moves nothing, gives the same curve after a kill and in two processes, keeps the best."""
+"""Evaluation while training: it moves nothing, survives a kill and two processes alike, and keeps the best model."""
 
 import json
 import math
