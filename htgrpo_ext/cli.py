@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -140,8 +141,8 @@ def reproduce(
     from htgrpo_ext.workflow.reproduce import reproduce as reproduce_methods
 
     benches, judges = ([name.strip() for name in names.split(",") if name.strip()] for names in (bench, scorers))
-    where = dict(out=out, limit=limit, loop=loop.value, launch=launch, baseline=baseline, ablation=ablation)
-    reproduce_methods(Request(config, files, seeds, set_ or [], benches, judges, **where), jobs, dry_run)
+    what = Request(config, files, seeds, set_ or [], benches, judges, out, limit, loop.value)
+    reproduce_methods(replace(what, launch=launch, baseline=baseline, ablation=ablation), jobs, dry_run)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from htgrpo_ext.backbones.sizes import FLOAT, Sizes
+from htgrpo_ext.config import near
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.workflow.plan import DEVICES, UTILISATION, Device, evaluation_seconds, plan, seconds
 from htgrpo_ext.workflow.stages import Generate, Score, Stage, Train
@@ -60,12 +61,17 @@ def print_cost(stages: Sequence[Stage], console: Console) -> None:
     disk = f"at most {_size(images * settings.model.num_image_tokens * MOST_BYTES)}"
     costs.add_row(f"generate: {len(sets)} sets, {images:,} images", *hours, disk)
     console.print(costs)
+    where = "htgrpo plan has the assumptions." if devices else "For this model time is not estimated."
     console.print(
-        f"Not counted: {len(scores)} scorings, reward servers beside the training, decoding. "
-        + ("htgrpo plan has the assumptions." if devices else "For this model time is not estimated."),
-        highlight=False,
+        f"Not counted: {len(scores)} scorings, reward servers beside the training, decoding. {where}", highlight=False
     )
+    scripts = dict.fromkeys(near(word) for stage in scores for word in stage.words() if word.endswith(".sh"))
+    if scripts:
+        console.print(
+            f"Scorers make their environments when they are first run, or before by --setup-only: {', '.join(scripts)}",
+            highlight=False,
+        )
 
 
 def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -62,7 +62,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, console: Console, threads: bool 
     threads  share the cores among the jobs' threads; not where a launcher does so among the processes of one job
     """
     children: list[subprocess.Popen] = []
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": str(console.width)}
     if threads:
         environment["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
 

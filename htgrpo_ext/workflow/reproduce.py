@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def stages_of(request: Request) -> list[Stage]:
     Raises UserError for settings that no run can have, two methods with one label, or scorers that fit no benchmark.
     """
     out, overrides = request.out, list(request.overrides)
-    settings = load_settings([*request.files, *request.methods[0]], overrides)
+    settings_files = [*request.files, *request.methods[0]]  # of the methods any: images do not depend on it
+    settings = load_settings(settings_files, overrides)
     if settings.sampling is None:
         raise UserError("the settings have no section `sampling`, how images are drawn for a benchmark (configs/model)")
     # The benchmark's images are generated below; judging them while training too would take the time twice.
@@ -112,11 +114,9 @@ def stages_of(request: Request) -> list[Stage]:
     sets = []
     for bench in request.benches:
         where = out / "sets" / (bench if bench in OF_BENCHES else Path(bench).stem)
-        common = dict(files=[*request.files, *request.methods[0]], bench=bench, limit=request.limit)
-        common |= dict(command=generating, logs=logs, overrides=overrides)
-        sets.append(Generate(run=None, label=BASE, folder=where / BASE, **common))
-        for run, label in zip(runs, labels, strict=True):
-            sets.append(Generate(run=run, label=label, folder=where / run.folder.name, **common))
+        paint = partial(Generate, settings_files, overrides, bench, request.limit, generating, logs)
+        sets.append(paint(None, BASE, where / BASE))
+        sets += [paint(run, label, where / run.folder.name) for run, label in zip(runs, labels, strict=True)]
     scores = [Score(each, scorer, request.htgrpo, logs) for each in sets for scorer in scorers_of(each.bench, request)]
     tables = Summarize([each.folder for each in sets], request.tables, baseline, request.htgrpo, logs)
     return [*trains, *sets, *scores, tables]
@@ -152,11 +152,11 @@ def reproduce(request: Request, jobs: int, dry: bool = False) -> None:
     Raises UserError for anything in the way, named, before the stage that needs it begins; and if a command fails, or
     leaves something else than it should.
     """
-    stages = stages_of(request)
+    stages, console = stages_of(request), Console()
     if dry:
         print_commands(stages)
         return
-    model, console = stages[0].run.settings.model, Console()
+    model = load_settings([*request.files, *request.methods[0]], list(request.overrides)).model
     if absent := model.absent(pixels=True):
         raise UserError("\n".join(absent))
     stop_on_sigterm()

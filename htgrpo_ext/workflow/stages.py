@@ -24,6 +24,7 @@ from htgrpo_ext.workflow.compare import Planned
 from htgrpo_ext.workflow.generate import record_of, suite_and_file
 
 CLI = ("-m", "htgrpo_ext.cli")
+SCRIPTS = Path(__file__).parents[2] / "launch" / "eval"
 HTGRPO = (sys.executable, *CLI)
 
 
@@ -122,15 +123,15 @@ class Train(Stage):
 class Generate(Stage):
     """The images of a run, or of the base model (`run` is None)."""
 
-    run: Planned | None
-    label: str
-    folder: Path  # SET
     files: Sequence[Path]
+    overrides: Sequence[str]
     bench: str
     limit: int | None
     command: Sequence[str]
     logs: Path
-    overrides: Sequence[str]
+    run: Planned | None
+    label: str
+    folder: Path  # SET
 
     title = "generate"
 
@@ -227,7 +228,9 @@ class Score(Stage):
         return self.logs / f"score-{folder.parent.name}-{folder.name}-{self.scorer.replace('/', '-')}.log"
 
     def words(self) -> list[str]:
-        return [*self.command, "eval", "score", str(self.images.folder), "--scorer", self.scorer]
+        script = SCRIPTS / f"{self.scorer}.sh"  # where there is one, it makes the scorer's own environment
+        start = [str(script)] if script.is_file() else [*self.command, "eval", "score", "--scorer", self.scorer]
+        return [*start, str(self.images.folder)]
 
     def finished(self) -> bool:
         folder, name = self.images.folder, scorer_named(self.scorer).name

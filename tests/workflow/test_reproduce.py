@@ -178,7 +178,10 @@ def test_dry_run_prints_the_commands_alone(tmp_path, monkeypatch, capsys):
     assert all(words[0].endswith("torchrun") and words[3] == "8" for words in paints)
     adapters = [words[words.index("--adapter") + 1] for words in paints if "--adapter" in words]
     assert adapters == [f"{out}/runs/{method}-s0/model" for method in ("maskgrpo", "htgrpo")] * 2
-    scorers = [(words[-3].split("/")[-2], words[-1]) for words in commands if "score" in words]
+    scored = [words for words in commands if "score" in words or words[0].endswith(".sh")]
+    scorers = [
+        (words[-1].split("/")[-2], (words[-2] if "--scorer" in words else Path(words[0]).stem)) for words in scored
+    ]
     assert scorers == [
         (b, s) for b, own in (("geneval", "geneval"), ("dpg", "dpg")) for _ in range(3) for s in (own, "hpsv3")
     ]
