@@ -20,7 +20,13 @@ SEEDS ?= 3
 METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
-CYCLES ?= 10
+CYCLES ?= $(if $(filter micro,$(MODEL)),10)
+# Which of the paper's ablations, 1 to 5.
+A ?=
+# Of a reproduction: scorers besides the benchmarks' own, the row that others are compared to, the commands alone.
+SCORERS ?=
+BASELINE ?=
+DRY ?=
 # Of images for a benchmark: its name or a file of prompts, the adapter to fold in, processes (GPUs), the row's name in
 # tables, another prompt file, and a number of prompts per task.
 BENCH ?=
@@ -53,7 +59,7 @@ METHODS_KNOWN := $(call known,method)
 check = $(if $(filter-out $(call known,$(2)),$($(1))),$(error unknown $(1) `$(filter-out \
 	$(call known,$(2)),$($(1)))` (one of: $(call known,$(2)))))
 
-ifneq ($(filter train plan compare,$(MAKECMDGOALS)),)
+ifneq ($(filter train plan compare ablate reproduce,$(MAKECMDGOALS)),)
 $(call check,MODEL,model)
 $(call check,METHOD,method)
 $(call check,METHODS,method)
@@ -62,6 +68,7 @@ $(call check,REWARD,reward)
 $(if $(strip $(METHODS)),,$(error METHODS names no method (some of: $(METHODS_KNOWN))))
 $(if $(filter-out native reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: native upstream)))
 $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
+$(if $(filter ablate,$(MAKECMDGOALS)),$(if $(filter 1 2 3 4 5,$(A)),,$(error A names one of the paper's ablations (A=1 to A=5))))
 endif
 
 BENCHES := geneval dpg microeval
@@ -82,15 +89,19 @@ REWARD_FILE := $(addprefix configs/reward/,$(addsuffix .yaml,$(REWARD)))
 MODEL_FILES := configs/model/$(MODEL).yaml $(REWARD_FILE)
 FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
 SETS := $(if $(CHECKPOINT),--set 'model.checkpoint=$(CHECKPOINT)') $(foreach s,$(SET),--set '$(s)')
+SETS_SHORT := $(if $(CYCLES),--set loop.cycles=$(CYCLES)) $(SETS)
 HTGRPO := $(if $(filter-out none,$(LAUNCH)),accelerate launch --config_file configs/accelerate/$(LAUNCH).yaml \
 	-m htgrpo_ext.cli,htgrpo)
 # Installs packages, and takes them out again if the modules named first cannot be imported.
 INSTALL := $(BIN)/python launch/install.py
 PATCHES := $(PYTHON) -m htgrpo_ext.maskgrpo.patches
+FROM := $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
 empty :=
 comma := ,
+listed = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
+yes = $(filter-out 0 no false,$(1))
 
-.PHONY: help setup train plan compare eval-images test lint pretrain-micro clean \
+.PHONY: help setup train plan compare ablate reproduce eval-images test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
@@ -145,14 +156,32 @@ $(TEST_CLIP): $(READY)
 	@touch $@
 
 train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## Train: MODEL, METHOD, REWARD, ABLATION, SEED, LOOP, LAUNCH, CHECKPOINT, SET, RESUME=1
-	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(filter-out 0 no false,$(RESUME)),--resume)
+	@$(BIN)/$(HTGRPO) train $(FILES) --loop $(LOOP) --set seed=$(SEED) $(SETS) $(if $(call yes,$(RESUME)),--resume)
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
 compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
-	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(subst $(empty) $(empty),$(comma),$(strip $(METHODS)))' \
-		--seeds $(SEEDS) --jobs $(JOBS) --set loop.cycles=$(CYCLES) $(SETS)
+	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(call listed,$(METHODS))' \
+		--seeds $(SEEDS) --jobs $(JOBS) $(SETS_SHORT)
+
+# Their own defaults, where a benchmark, methods or a folder are not named.
+reproduce ablate: BENCH := $(or $(BENCH),$(if $(filter micro,$(MODEL)),microeval,geneval dpg))
+reproduce: METHODS := $(if $(filter file,$(origin METHODS)),maskgrpo tracegrpo htgrpo,$(METHODS))
+or-out = $(if $(filter file,$(origin OUT)),$(1),'$(OUT)')
+READY_FOR_ALL := $(if $(filter upstream,$(LOOP)),$(if $(call yes,$(DRY)),$(READY),applied $(READY_UPSTREAM)),$(READY))
+REPRODUCE = $(BIN)/htgrpo reproduce $(MODEL_FILES) --bench '$(call listed,$(BENCH))' \
+	$(if $(SCORERS),--scorers '$(call listed,$(SCORERS))') --seeds $(SEEDS) \
+	--jobs $(if $(filter none,$(LAUNCH)),$(JOBS),1) --loop $(LOOP) \
+	$(if $(filter-out none,$(LAUNCH)),--launch configs/accelerate/$(LAUNCH).yaml) $(if $(LIMIT),--limit '$(LIMIT)') \
+	$(if $(BASELINE),--baseline '$(BASELINE)') $(if $(call yes,$(DRY)),--dry-run) $(SETS_SHORT)
+
+reproduce: $(READY_FOR_ALL)  ## Train, generate, score, compare: MODEL, METHODS, SEEDS, BENCH, SCORERS, CYCLES, JOBS, LIMIT, SET, DRY=1
+	@$(REPRODUCE) --methods '$(call listed,$(METHODS))' --out $(call or-out,runs/reproduce-$(MODEL))
+
+ablate: $(READY_FOR_ALL)  ## Run one of the paper's ablations beside the full method: A=1..5, MODEL, SEEDS=3, CYCLES=10, JOBS=2, SET
+	@$(if $(filter micro,$(MODEL)),$(BIN)/htgrpo ablate $(MODEL_FILES) --ablation $(A) --seeds $(SEEDS) --jobs $(JOBS) \
+		--out $(call or-out,runs/ablate) $(SETS_SHORT),$(REPRODUCE) --ablation $(A) --out $(call or-out,runs/ablate-$(MODEL)))
 
 eval-images: $(READY)  ## Paint a benchmark's prompts: BENCH, MODEL, CHECKPOINT, ADAPTER, OUT, PROCESSES, LABEL, PROMPTS, LIMIT, SET
 	@$(BIN)/$(TORCHRUN) eval generate $(MODEL_FILES) configs/method/$(METHOD).yaml $(SETS) --bench '$(BENCH)' \
@@ -163,10 +192,10 @@ test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 
 upstream:  ## Get MaskGRPO's pinned commit into upstream/: UPSTREAM_URL=/path/or/url for a mirror
-	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
+	@$(PATCHES) get $(FROM)
 
-apply-patches:  ## Apply the patch series to upstream/ (make upstream first)
-	@$(PATCHES) apply
+apply-patches:  ## Apply the patch series to upstream/, which is cloned if it is empty: UPSTREAM_URL for a mirror
+	@$(PATCHES) apply $(FROM)
 
 unapply-patches:  ## Take the patch series off upstream/ again
 	@$(PATCHES) unapply
@@ -180,11 +209,13 @@ export-patches:  ## Write patches/ from the commits in upstream/
 rebase-patches:  ## Move the patch series to another commit of MaskGRPO: TO=COMMIT, CONTINUE=1 after an edit by hand
 	@$(PATCHES) rebase $(if $(TO),--to '$(TO)') $(if $(CONTINUE),--continue)
 
+# An empty upstream/ is filled. One that holds something else is the user's, and refused.
 applied:
+	@test -e upstream/.git || $(PATCHES) apply $(FROM)
 	@$(PATCHES) applied >/dev/null
 
 test-upstream:  ## Run the tests beside MaskGRPO's code: UPSTREAM_URL; MMADA_CHECKOUT, LUMINA_CHECKOUT, GENEVAL_CHECKOUT for others'
-	@$(PATCHES) get $(if $(UPSTREAM_URL),--url '$(UPSTREAM_URL)')
+	@$(PATCHES) get $(FROM)
 	@$(PATCHES) apply
 	@$(MAKE) --no-print-directory setup-upstream
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) -m upstream -rs

@@ -56,6 +56,7 @@ def settings_of(method: str, checkpoint: Path):
         "rollout.prompts_per_cycle=1",
         f"rollout.rollouts_per_prompt={G}",
         "prompts=[{format: micro}]",
+        "eval=null",
         "reward.terms=[{name: clip, weight: 1.0}]",  # a stand-in: rewards are no part of what is measured
         f"loop.updates_per_rollout={K}",
         "loop.micro_batches=1",

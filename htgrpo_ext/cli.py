@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -96,6 +97,52 @@ def compare(
     from htgrpo_ext.workflow.compare import compare as compare_methods
 
     compare_methods(config, files, seeds, jobs, set_ or [], out)
+
+
+@app.command()
+def ablate(
+    config: Files,
+    ablation: Annotated[int, typer.Option(min=1, max=5, help="Which of the paper's five.")],
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs per variant: seeds 0, 1, ..")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time.")] = 1,
+    set_: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of all the runs, shared by the ablations.")] = Path("runs/ablate"),
+) -> None:
+    """Train every variant of an ablation beside the full method, and lay their scores side by side."""
+    from htgrpo_ext.workflow.ablate import ablate as ablate_method
+
+    ablate_method(ablation, config, seeds, jobs, set_ or [], out)
+
+
+@app.command()
+def reproduce(
+    config: Files,
+    bench: Annotated[str, typer.Option(help="microeval, geneval, dpg or files of prompts, with commas between.")],
+    methods: Annotated[str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")] = "",
+    ablation: Annotated[int | None, typer.Option(min=1, max=5, help="One of the paper's, instead of methods.")] = None,
+    scorers: Annotated[str, typer.Option(help="With commas between. [default: the benchmarks' own]")] = "",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs per method: seeds 0, 1, ..")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Commands of one kind at a time.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts of each task, to try it out.")] = None,
+    loop: Annotated[Loop, typer.Option(help="native: our own. upstream: MaskGRPO's, patched.")] = Loop.native,
+    launch: Annotated[Path | None, typer.Option(help="A file of configs/accelerate, to train on several GPUs.")] = None,
+    baseline: Annotated[str, typer.Option(help="The row that others are compared to: base, or a method's.")] = "base",
+    set_: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of all runs, images and tables.")] = Path("runs/reproduce"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands alone.")] = False,
+) -> None:
+    """Train methods, generate a benchmark's images, score them, sum up; the same command goes on after a stop."""
+    from htgrpo_ext.config import ablation_files, config_files
+
+    if (ablation is None) == (not methods):
+        raise UserError("either --methods or --ablation says what is trained")
+    files = ablation_files(ablation) if ablation else [[file] for file in config_files("method", methods)]
+    from htgrpo_ext.workflow.reproduce import Request
+    from htgrpo_ext.workflow.reproduce import reproduce as reproduce_methods
+
+    benches, judges = ([name.strip() for name in names.split(",") if name.strip()] for names in (bench, scorers))
+    what = Request(config, files, seeds, set_ or [], benches, judges, out, limit, loop.value)
+    reproduce_methods(replace(what, launch=launch, baseline=baseline, ablation=ablation), jobs, dry_run)
 
 
 @app.command()

@@ -44,3 +44,21 @@ def count(folder: SetFolder) -> None:
     from htgrpo_ext.imagesets.sets import describe_set
 
     print(describe_set(folder))
+
+
+@app.command()
+def score(
+    folder: SetFolder,
+    scorer: Annotated[str, typer.Option(metavar="NAME|FILE.py:CLASS", help="A scorer, or a class of your own.")],
+    again: Annotated[bool, typer.Option("--again", help="Also if these images were scored already.")] = False,
+    calibration: Annotated[Path | None, typer.Option(help="Folder of pictures with known verdicts.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="The scorer's own.")] = None,
+) -> None:
+    """Have a scorer judge every image of a set: SET/scores/NAME.jsonl."""
+    from htgrpo_ext.config import read_options
+    from htgrpo_ext.imagesets.scorers import scorer_named
+    from htgrpo_ext.workflow.score import score as score_set
+
+    judge = scorer_named(scorer, read_options(set_ or []))
+    written = score_set(folder, judge, scorer, again, calibration)
+    print(f"{folder}/scores/{judge.name}.jsonl{'' if written else ': these images were scored already (--again)'}")

@@ -121,6 +121,13 @@ def config_files(kind: str, names: str) -> list[Path]:
     return files
 
 
+def ablation_files(number: int) -> list[list[Path]]:
+    """The files of each row of an ablation: the full method, then configs/ablation/aN-*.yaml over it."""
+    [full] = config_files("method", "htgrpo")
+    found = sorted((CONFIGS / "ablation").glob(f"a{number}-*.yaml"))
+    return [[full], *([full, Path(near(file))] for file in found)]
+
+
 # --- files and overrides to one tree ---------------------------------------------------------------------------
 
 

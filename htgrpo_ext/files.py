@@ -54,6 +54,24 @@ def sync_tree(folder: Path) -> None:
         os.close(handle)
 
 
+def replace_folder(partial: Path, folder: Path) -> None:
+    """Let a complete folder take the place of another. A kill in between is undone by `restore_folder`."""
+    sync_tree(partial)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Put back what `replace_folder` had moved away when it was killed."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
 @contextmanager
 def new_folder(out: Path, size: int) -> Iterator[Path]:
     """A folder to write into. It becomes `out` if all goes well, and is removed otherwise.

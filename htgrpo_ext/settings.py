@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from htgrpo_ext.backbones import BACKBONES
 from htgrpo_ext.backbones.settings import ModelSection
-from htgrpo_ext.benchmarks import BENCHMARKS, AnyBenchmark
+from htgrpo_ext.benchmarks import EVALUATIONS, AnyEvaluation, Benchmark
 from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.methods import METHODS
 from htgrpo_ext.methods.base import Method
@@ -23,7 +23,7 @@ from htgrpo_ext.section import Cycles, FolderName, NonNegative, Positive, Rows, 
 CHOICES: dict[str, dict[str, type[Section]]] = {
     "method": by_name(METHODS),
     "model": by_name(BACKBONES),
-    "eval": by_name(BENCHMARKS),
+    "eval": by_name(EVALUATIONS),
 }
 HELD_OUT = 40  # prompts per task of the micro world that are not trained on, where the run has no MicroEval
 
@@ -76,7 +76,7 @@ class RunSettings(Section):
     loop: LoopSettings
     prompts: list[PromptSource]
     reward: RewardSettings
-    eval: AnyBenchmark | None = None  # None: the run is not evaluated
+    eval: AnyEvaluation | None = None  # None: the run is not evaluated
     sampling: BenchmarkSampling | None = None  # of `htgrpo eval generate`; training does not read it
     log: LogSettings
 
@@ -94,6 +94,11 @@ class RunSettings(Section):
     @property
     def folder(self) -> Path:
         return self.out or Path("runs") / self.run_name
+
+    @property
+    def benchmark(self) -> Benchmark | None:
+        """What judges the model before and after training, if anything does."""
+        return self.eval if isinstance(self.eval, Benchmark) else None
 
     @property
     def held_out(self) -> int:

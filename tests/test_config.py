@@ -496,3 +496,24 @@ def test_a_benchmark_of_another_models_codes_is_refused():
 @pytest.mark.parametrize("held_out, override", [(3, "eval.prompts_per_task=3"), (40, "eval=null")])
 def test_rl_leaves_out_the_prompts_of_the_evaluation(held_out, override):
     assert load_settings([MODEL, HTGRPO], [override]).held_out == held_out
+
+
+HELD_OUT = "eval={name: held-out, num_prompts: 4, images_per_prompt: 1, seed: 0, exclude: none.jsonl"
+
+
+def test_held_out_prompts_need_to_be_told_how_often():
+    assert errors([MODEL, HTGRPO], [HELD_OUT + "}"]) == [f"{MODEL}: eval.every is missing"]
+    settings = load_settings([MODEL, HTGRPO], [HELD_OUT + ", every: 3}"])
+    assert settings.eval.every == 3 and settings.benchmark is None and settings.eval.exclude == Path("none.jsonl")
+
+
+@pytest.mark.parametrize("model", ["mmada", "lumina"])
+def test_real_models_are_evaluated_while_they_train(model):
+    settings = load_settings([CONFIGS / f"model/{model}.yaml", HTGRPO])
+    evaluation, rollout = settings.eval, settings.rollout
+    assert evaluation.exclude == Path(CONFIGS, "../upstream/dataset/GenEval/evaluation_metadata.jsonl").resolve() or (
+        str(evaluation.exclude) == "upstream/dataset/GenEval/evaluation_metadata.jsonl"
+    )
+    images = evaluation.num_held_out * evaluation.images_per_prompt
+    between = evaluation.every * rollout.prompts_per_cycle * rollout.rollouts_per_prompt
+    assert images / between == 0.03  # as the file's comment says

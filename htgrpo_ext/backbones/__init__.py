@@ -7,6 +7,7 @@ from htgrpo_ext.backbones.lumina import Lumina
 from htgrpo_ext.backbones.micro import Micro
 from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.settings import ModelSection
+from htgrpo_ext.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,8 @@ def load_backbone(
 
     Raises UserError for a checkpoint that is missing or is another model's, and for an adapter that does not fit.
     """
+    if absent := model.absent(pixels=False):
+        raise UserError("\n".join(absent))
     if adapter is None:
         return model.load(device, seed, frozen)
     from htgrpo_ext.backbones.adapters import fold_into_model, read_adapter

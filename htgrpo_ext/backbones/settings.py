@@ -40,6 +40,8 @@ class ModelSection(Section):
     world: ClassVar[str | None] = None  # the world whose codes it paints; rewards and benchmarks may read them
     on_accelerators: ClassVar[bool] = True  # `htgrpo plan` shows memory and time of GPUs
 
+    source: ClassVar[str] = ""  # the checkpoint's repository on Hugging Face, if it is published
+
     @property
     def num_image_tokens(self) -> int:
         """N, tokens of an image."""
@@ -54,6 +56,20 @@ class ModelSection(Section):
             for name in (self.lora.targets if self.lora else ())
             if name not in self.projections
         ]
+
+    def absent(self, pixels: bool) -> list[str]:
+        """The folders of weights that are not there, one line each, with the command that gets them.
+
+        pixels  whether images will be decoded
+        """
+        return self._absent("checkpoint", self.checkpoint, self.source)
+
+    @staticmethod
+    def _absent(setting: str, folder: Path, source: str) -> list[str]:
+        if folder.is_dir():
+            return []
+        hint = f"; get it with: hf download {source} --local-dir {folder}" if source else ""
+        return [f"{folder}: no such folder (model.{setting}){hint}"]
 
     def lora_targets(self, lora: Lora) -> list[str] | str:
         """The modules that get adapters, as peft takes them; see `is_target`."""

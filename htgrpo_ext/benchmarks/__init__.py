@@ -1,31 +1,34 @@
-"""Benchmarks, by which a model is evaluated before and after training.
+"""What a run is evaluated by: benchmarks before and after training, and held-out prompts while it trains.
 
-A new one is a file in this folder and a line in `BENCHMARKS`.
+A new benchmark is a file in this folder and a line in `BENCHMARKS`.
 """
 
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from htgrpo_ext.benchmarks.base import Benchmark
+from htgrpo_ext.benchmarks.base import Benchmark, Evaluation
+from htgrpo_ext.benchmarks.held_out import HeldOut
 from htgrpo_ext.benchmarks.micro import MicroEval
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.section import one_of
 
 BENCHMARKS: tuple[type[Benchmark], ...] = (MicroEval,)
+EVALUATIONS: tuple[type[Evaluation], ...] = (*BENCHMARKS, HeldOut)
 
 if TYPE_CHECKING:
-    AnyBenchmark = Benchmark
+    AnyEvaluation = Evaluation
 else:
-    AnyBenchmark = one_of(BENCHMARKS)
+    AnyEvaluation = one_of(EVALUATIONS)
 
 
 def benchmark_of(config: dict) -> Benchmark | None:
-    """The benchmark of a run, from the `eval` section of its saved configuration; None if the run has no evaluation.
+    """The benchmark of a run, from the `eval` section of its saved configuration; None if no benchmark judges it.
 
-    Raises UserError for a section that is none of `BENCHMARKS`.
+    Raises UserError for a section that is none of `EVALUATIONS`.
     """
     try:
-        return TypeAdapter(AnyBenchmark | None).validate_python(config.get("eval"))
+        found = TypeAdapter(AnyEvaluation | None).validate_python(config.get("eval"))
     except ValidationError as error:
         raise UserError(f"the run's `eval` section is not a known benchmark's ({error.errors()[0]['msg']})") from None
+    return found if isinstance(found, Benchmark) else None

@@ -1,6 +1,6 @@
 """GenEval's aggregation, with intervals: the overall score is the unweighted mean of the task accuracies.
 
-S runs (seeds), Q prompts, I images per prompt, R resamples, T prompts of one task.
+S runs (seeds), Q prompts, I images per prompt.
 """
 
 from collections.abc import Sequence
@@ -8,16 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 2000
-COVERAGE = 0.95
+from htgrpo_ext.statistics import Resampled, Resampling
 
 
 def aggregate(prompts: Sequence[dict], values: NDArray, seed: int) -> dict:
-    """Accuracy per task (each over its images) and overall, with 95 % bootstrap intervals.
-
-    Images of one prompt are not independent, so whole prompts are drawn, with replacement, within each task. Given
-    several runs on the same prompts, every resample draws its runs with replacement too, and the prompts it draws
-    are the same for all of them. Of a few runs this shows the spread a little too small, as any bootstrap does.
+    """Accuracy per task (each over its images) and overall, with 95 % intervals: see `htgrpo_ext.statistics`.
 
     prompts  Q of them, each with its task under "tag"
     values   bool or float [Q, I], or [S, Q, I]: verdicts; or trained less base, which gives a gain's paired interval
@@ -29,21 +24,19 @@ def aggregate(prompts: Sequence[dict], values: NDArray, seed: int) -> dict:
         raise ValueError(f"{len(prompts)} prompts, but values of shape {np.shape(values)}")
     runs, _, images = values_SQI.shape
     mean_SQ = values_SQI.mean(axis=2)
-    rng = np.random.default_rng(seed)
-    weight_RS = rng.multinomial(runs, np.full(runs, 1 / runs), size=RESAMPLES) / runs
-
-    tags = np.array([prompt["tag"] for prompt in prompts])
-    tasks, scores, resampled = {}, [], []
-    for task in dict.fromkeys(tags.tolist()):
-        mean_ST = mean_SQ[:, tags == task]
-        drawn_RT = rng.integers(mean_ST.shape[1], size=(RESAMPLES, mean_ST.shape[1]))
-        task_R = np.take_along_axis(weight_RS @ mean_ST, drawn_RT, axis=1).mean(axis=1)
-        scores.append(float(mean_ST.mean()))
-        resampled.append(task_R)
-        tasks[task] = _estimate(scores[-1], task_R) | {"images": mean_ST.size * images}
-    return {"overall": _estimate(float(np.mean(scores)), np.mean(resampled, axis=0)), "tasks": tasks}
+    tags = [prompt["tag"] for prompt in prompts]
+    resampling = Resampling(tags, seed)
+    parts = {}
+    for task in dict.fromkeys(tags):
+        member_Q = np.array([tag == task for tag in tags], dtype=np.float64)
+        parts[task] = (mean_SQ * member_Q, member_Q)
+    tasks = {
+        task: _estimate(resampling.score([part])) | {"images": int(part[1].sum()) * runs * images}
+        for task, part in parts.items()
+    }
+    return {"overall": _estimate(resampling.score(list(parts.values()))), "tasks": tasks}
 
 
-def _estimate(score: float, resampled_R: NDArray) -> dict[str, float]:
-    low, high = np.quantile(resampled_R, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return {"score": score, "low": float(low), "high": float(high)}
+def _estimate(score: Resampled) -> dict[str, float]:
+    low, high = score.interval
+    return {"score": score.value, "low": low, "high": high}

@@ -1,6 +1,7 @@
-"""What a benchmark is: its prompts, its verdicts, what is saved and shown of an image, how verdicts are summed up.
+"""What a run is evaluated by: fixed prompts under fixed noise, and for a benchmark also its verdicts.
 
-Evaluation, summary, report and comparison know a benchmark only by this class.
+`Evaluation` is what both loops know: prompts to paint while they train. A `Benchmark` also judges images before and
+after training; evaluation, summary, report and comparison know it only by that class.
 
 S runs (seeds), Q prompts, I images per prompt, B images, N image tokens.
 """
@@ -8,17 +9,21 @@ S runs (seeds), Q prompts, I images per prompt, B images, N image tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from htgrpo_ext.section import Section, Seed
+from htgrpo_ext.section import Cycles, Section, Seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
+
+
+HELD_OUT_PER_TASK = 4  # of a benchmark's prompts, painted while training: an evaluation costs about a cycle's rollouts
 
 
 class Verdict(NamedTuple):
@@ -35,20 +40,54 @@ class PublishedScores(NamedTuple):
     rows: dict[str, tuple[float, ...]]  # by the method's label: each task in the order of `task_names`, then overall
 
 
-class Benchmark(Section, ABC):
-    """The `eval` section of a run. A subclass has a `name: Literal[...]`, and a line in `BENCHMARKS`."""
+class Evaluation(Section, ABC):
+    """The `eval` section of a run. A subclass has a `name: Literal[...]`."""
 
     images_per_prompt: Annotated[int, Field(gt=0, le=1_000)]  # the paper's evaluations have 4
     seed: Seed  # of the noise of the images, and of the intervals' resampling
+    every: Cycles | None = None  # cycles between evaluations while training; None: not while training
 
     title: ClassVar[str]
-    world: ClassVar[str | None] = None  # the model whose codes it reads; None: it judges the pixels of any model
+    world: ClassVar[str | None] = None  # the model whose codes it reads; None: it takes the pixels of any model
+
+    @property
+    @abstractmethod
+    def num_held_out(self) -> int:
+        """How many prompts `held_out` gives."""
+
+    @abstractmethod
+    def held_out(self, trained: Iterable[dict]) -> list[dict]:
+        """The prompts that are painted while training, the same at every call. Raises UserError.
+
+        trained  all prompts that the run trains on
+        """
+
+
+class Benchmark(Evaluation):
+    """An evaluation that judges images, before and after training. A subclass has a line in `BENCHMARKS`.
+
+    While training, the first prompts of each task are painted; it is for the benchmark that no run trains on them.
+    """
+
     task_names: ClassVar[dict[str, str]]  # words for each task, in the order of tables; see `task_words`
     rule: ClassVar[str] = (  # what `summarise` computes, for the reader of a report
         "Scores are shares of correct images; overall is the unweighted mean of the tasks. Intervals: 95 %, bootstrap "
         "over prompts within each task"
     )
     published: ClassVar[PublishedScores | None] = None
+
+    @property
+    def num_held_out(self) -> int:
+        return len(self.held_out(()))
+
+    def held_out(self, trained: Iterable[dict]) -> list[dict]:
+        counts: Counter[str] = Counter()
+        chosen = []
+        for prompt in self.prompts():
+            counts[prompt["tag"]] += 1
+            if counts[prompt["tag"]] <= HELD_OUT_PER_TASK:
+                chosen.append(prompt)
+        return chosen
 
     def task_words(self, task: str) -> str:
         """What people call a task."""

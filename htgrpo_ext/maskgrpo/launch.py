@@ -23,6 +23,7 @@ from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.backbones.llada.transformer import check_llada
 from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.mmada.backbone import load_magvit
+from htgrpo_ext.benchmarks.held_out import HeldOut
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.maskgrpo.checkpoints import complete_checkpoints, refuse_damaged
@@ -32,7 +33,7 @@ from htgrpo_ext.methods.remasking import MaskGRPO
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import save_weights
-from htgrpo_ext.train.folder import newest_checkpoint, open_folder
+from htgrpo_ext.train.folder import is_first_process, newest_checkpoint, open_folder
 from htgrpo_ext.train.guard import WeightsLost
 from htgrpo_ext.train.run import Run, prepare_run
 
@@ -146,9 +147,18 @@ def published_problems(settings: RunSettings) -> list[str]:
         found.append("MaskGRPO as published cannot run with one update (loop.updates_per_rollout)")
     if settings.model.tuning != "lora":
         found.append("MaskGRPO as published trains adapters only (model.tuning)")
-    if settings.eval:
+    if settings.benchmark:
         found.append("MaskGRPO as published cannot be evaluated: its model class has no backbone of ours (eval)")
     return found
+
+
+def without_held_out(settings: RunSettings) -> RunSettings:
+    """The settings of what can be run: MaskGRPO as published paints no held-out prompts, and says so."""
+    if not is_published(settings) or not isinstance(settings.eval, HeldOut):
+        return settings
+    if is_first_process():
+        print("MaskGRPO as published is not evaluated while it trains: its model class has no backbone of ours (eval)")
+    return settings.model_copy(update={"eval": None})
 
 
 def published_parts(settings: RunSettings, device: torch.device) -> dict:
@@ -236,6 +246,7 @@ def start(settings: RunSettings, resume: bool = False) -> MaskGRPOLoop:
     Raises UserError as `make_loop` does, and for a folder that holds a run (without `resume`).
     """
     require_upstream()
+    settings = without_held_out(settings)
     found = checkpoints_of(settings)
     checkpoint = newest_checkpoint(settings, found, resume)
     if checkpoint:

@@ -16,12 +16,13 @@ import torch
 from grpo.mask_grpo_trainer import MaskGRPOTrainer  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from htgrpo_ext.maskgrpo.checkpoints import COMPLETE, mark_complete
 from htgrpo_ext.maskgrpo.extension import Answer, CycleRow, Extension, Policy
 from htgrpo_ext.rewards.mix import JudgedBatch, pooled
 from htgrpo_ext.rollouts.generate import mean_entropy
+from htgrpo_ext.train.held_out import evaluate_held_out
 from htgrpo_ext.train.records import (
     SHOWN,
     log_cycle,
@@ -59,12 +60,23 @@ class Canonical:
         """Nothing to save: the tokenizer is not trained, and the backbone's checkpoint has it."""
 
 
+class AtTheStart(TrainerCallback):
+    """Evaluates when training begins or goes on: a checkpoint is loaded by then."""
+
+    def __init__(self, trainer: "LoopTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.trainer.evaluate_held_out(state.global_step // self.trainer.num_iterations)
+
+
 class LoopTrainer(MaskGRPOTrainer):
     """MaskGRPO's trainer as both subclasses need it. What it computes is untouched."""
 
     def __init__(self, run: Run, **arguments):
         super().__init__(reward_funcs=[self.reward], **arguments)
         self.remove_callback(PrinterCallback)
+        self.add_callback(AtTheStart(self))
         self.run = run
 
     epsilon = property(lambda self: self.args.epsilon)  # MaskGRPO reads a name that TRL 0.16 no longer has
@@ -103,9 +115,13 @@ class LoopTrainer(MaskGRPOTrainer):
         return loss
 
     def end_cycle(self, cycles_done: int) -> None:
-        """Note that a checkpoint is due; stop if asked to. The records of the cycle are written."""
+        """Evaluate if that is due, note that a checkpoint is due, stop if asked to. The cycle's records are written."""
+        self.evaluate_held_out(cycles_done)
         self.control.should_save = self.control.should_save or self.run.save_due(cycles_done)
         self.run.check()
+
+    def evaluate_held_out(self, cycles_done: int) -> None:
+        """See train/held_out.py. MaskGRPO as published has no backbone that could paint."""
 
     def save_whole_cycles(self) -> None:
         """Write a checkpoint if the weights are those of whole cycles, and it is not there yet."""
@@ -190,6 +206,11 @@ class ExtendedTrainer(LoopTrainer):
         return Answer(self.extension, self._policy), targets_KBN
 
     # --- an optimizer step
+
+    def evaluate_held_out(self, cycles_done: int) -> None:
+        self.model.eval()
+        self.extension.backbone.route_through(self.model)
+        evaluate_held_out(self.run, self.extension.backbone, cycles_done)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         with self.run.timed("update"):

@@ -24,7 +24,10 @@ def read_prompts(source: PromptSource) -> list[Line]:
     """All prompts of a file or a folder. Raises UserError that names file and line."""
     path = source.path
     if path is None or not path.exists():
-        raise UserError(f"{path}: no such file (prompts.path)")
+        hint = ""
+        if path and "upstream" in path.parts:
+            hint = "; `make upstream` brings MaskGRPO's, `htgrpo prompts geneval-train` writes others of that kind"
+        raise UserError(f"{path}: no such file (prompts.path){hint}")
     if source.format == "dataset":
         lines = [line for file in _dataset_files(path, source.split) for line in _column(file, source.column)]
     else:

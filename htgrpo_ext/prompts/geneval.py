@@ -1,4 +1,4 @@
-"""A training set in GenEval's style and format that contains none of GenEval's own prompts.
+"""Prompts in GenEval's style and format that are none of GenEval's own: a training set, and prompts held out from one.
 
 GenEval's words (github.com/djghosh13/geneval): 80 COCO classes, ten colours (persons have none), counts of two to
 four, four relations. Number of distinct prompts, and without the benchmark's 553:
@@ -25,7 +25,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice, permutations, product
 from pathlib import Path
 
-from htgrpo_ext.core.randomness import derived_seed
+import torch
+
+from htgrpo_ext.core.randomness import derived_generator, derived_seed
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.prompts.files import read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
@@ -147,17 +149,54 @@ def training_set(count: int, seed: int, benchmark: Iterable[dict]) -> list[dict]
     return [prompt for _, prompt in lines]
 
 
+def held_out_set(count: int, seed: int, known: Iterable[dict]) -> list[dict]:
+    """`count` prompts, the tasks in turn; none has the requirement or the words of a prompt of `known`, or another's.
+
+    known  prompts; those without GenEval's metadata are told by their words alone
+
+    Raises UserError if fewer than `count` prompts are left.
+    """
+    known = list(known)
+    required = {requirement(prompt) for prompt in known if "include" in prompt}
+    words = {plain(prompt["prompt"]) for prompt in known}
+
+    def free(task: str) -> Iterator[dict]:
+        of_task = list(contents(task))
+        for place in torch.randperm(len(of_task), generator=derived_generator(seed, "held out", task)).tolist():
+            prompt = metadata(task, of_task[place])
+            if requirement(prompt) not in required and plain(prompt["prompt"]) not in words:
+                required.add(requirement(prompt))
+                yield prompt
+
+    chosen, pools = [], {task: free(task) for task in TASKS}
+    while pools and len(chosen) < count:
+        for task, pool in list(pools.items()):
+            prompt = next(pool, None)
+            if prompt is None:
+                del pools[task]
+            else:
+                chosen.append(prompt)
+    if len(chosen) < count:
+        raise UserError(f"only {len(chosen)} prompts are neither GenEval's nor trained on, fewer than {count} (eval)")
+    return chosen[:count]
+
+
+def read_benchmark(file: Path, setting: str) -> list[dict]:
+    """GenEval's own prompts. Raises UserError if the file cannot be read; `setting` is what gave it."""
+    if not file.exists():
+        raise UserError(
+            f"{file}: no such file; it lists GenEval's prompts, which are left out (run `make upstream`, or give "
+            f"{setting} evaluation_metadata.jsonl of github.com/djghosh13/geneval)"
+        )
+    return [line.prompt for line in read_prompts(PromptSource(format="geneval", path=file))]
+
+
 def write_training_set(count: int, seed: int, exclude: Path, out: Path) -> str:
     """Write the set as JSONL; returns a table of its contents.
 
     Raises UserError if `exclude` cannot be read, or `out` cannot be written.
     """
-    if not exclude.exists():
-        raise UserError(
-            f"{exclude}: no such file; it lists GenEval's prompts, which the set leaves out (run `make upstream`, or "
-            "give --exclude evaluation_metadata.jsonl of github.com/djghosh13/geneval)"
-        )
-    benchmark = [line.prompt for line in read_prompts(PromptSource(format="geneval", path=exclude))]
+    benchmark = read_benchmark(exclude, "--exclude")
     prompts = training_set(count, seed, benchmark)
     partial = out.with_name(out.name + ".partial")
     try:

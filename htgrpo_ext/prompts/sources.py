@@ -4,7 +4,7 @@ Sources have no state, so a resumed run gets the same prompts as an uninterrupte
 prompts of a cycle and takes its share, so the number of processes does not matter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -72,6 +72,10 @@ class PromptSources:
         ]
         self._turns: list[tuple[int, int]] = []  # for each prompt since the start: source, and its number there
         self._given = [0] * len(self.sources)
+
+    def all(self) -> Iterator[dict]:
+        """Every prompt of every source."""
+        return (line.prompt for source in self.sources for line in source.lines)
 
     def check(self, encode: Callable[[Sequence[str]], object]) -> None:
         """Encode every prompt once. Raises UserError, with file and line, for one that the model cannot read."""

@@ -6,6 +6,7 @@ They are transparent, and their ink and colours can be read on a light page and 
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 STAGE_COLORS = {"global": "#0072b2", "structure": "#d55e00", "refinement": "#009e73"}  # Okabe and Ito's
+REWARD_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 OTHER_STAGE = INK = "#757c84"
 SMOOTHED_CYCLES = 5
 STYLE: dict[Any, Any] = {  # of matplotlib
@@ -90,6 +92,38 @@ def curves(updates: list[dict], cycles: list[dict]) -> list[Curve]:
     ]
 
 
+def held_out_curves(evaluations: list[dict], best: dict | None) -> list[Curve]:
+    """The figures of the evaluations while training, as metrics.jsonl has them.
+
+    best  `cycles_done` and `reward_mean` of the model that was kept
+    """
+    rewards = {key: key.removesuffix("_mean") for key in evaluations[0] if key.endswith("_mean")}
+    paint = partial(_over_cycles, best=best)
+    figures = [
+        Curve(
+            "Held-out reward",
+            "Mean over all images. Star: the best model, in best/.",
+            _svg(paint, evaluations, rewards),
+        )
+    ]
+    if "correct" in evaluations[0]:
+        words, keys = "Share of the same images that the benchmark finds correct.", {"correct": "correct"}
+        figures.append(Curve("Held-out verdict", words, _svg(_over_cycles, evaluations, keys)))
+    return figures
+
+
+def _over_cycles(axes: Axes, evaluations: Sequence[dict], keys: Keys, best: dict | None = None) -> None:
+    mixed_first = sorted(keys, key=lambda key: key != "reward_mean")
+    x = [evaluation["cycles_done"] for evaluation in evaluations]
+    for key, color in zip(mixed_first, REWARD_COLORS, strict=False):
+        y = [evaluation[key] for evaluation in evaluations]
+        axes.plot(x, y, "o-", color=color, linewidth=2, markersize=4, label=keys[key])
+    if best:
+        axes.plot([best["cycles_done"]], [best["reward_mean"]], "*", color=REWARD_COLORS[0], markersize=13)
+    axes.legend(loc="upper left", ncols=3)
+    axes.margins(y=0.22)
+
+
 def _svg(paint: Paint, records: Sequence[dict], keys: Keys) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
@@ -108,7 +142,7 @@ def _numbers(cycles: Sequence[dict]) -> list[int]:
 
 def _rewards(axes: Axes, cycles: Sequence[dict], keys: Keys) -> None:
     mixed_first = sorted(keys, key=lambda key: key != "reward_mean")
-    for key, color in zip(mixed_first, ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"], strict=False):
+    for key, color in zip(mixed_first, REWARD_COLORS, strict=False):
         y = [entry[key] for entry in cycles]
         axes.plot(_numbers(cycles), y, color=color, alpha=0.3, linewidth=1)
         axes.plot(_numbers(cycles), running_mean(y), color=color, linewidth=2, label=keys[key])

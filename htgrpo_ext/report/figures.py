@@ -3,8 +3,9 @@
 Q prompts, I images per prompt.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,6 +15,7 @@ from htgrpo_ext.report.folder import Scored, read_config, read_prompts, read_sco
 
 RIGHT, WRONG, INK = "#1a9850", "#d73027", "#222222"
 IMAGES_SHOWN = 4
+T = TypeVar("T")
 
 
 def pictures(benchmark: Benchmark, scored: Scored, place: int, side: int) -> list[Image.Image]:
@@ -22,6 +24,13 @@ def pictures(benchmark: Benchmark, scored: Scored, place: int, side: int) -> lis
     for image in images:
         image.thumbnail((side, side))
     return images
+
+
+def spread(rows: Sequence[T], most: int) -> list[T]:
+    """At most so many of the rows, the first and the last among them, as evenly spaced as can be."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 def first_of_each_task(prompts: list[dict], count: int) -> dict[str, list[int]]:

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 
 from htgrpo_ext.errors import UserError, one_line
+from htgrpo_ext.settings import RunSettings
 
 SUMMARY = (
     "name",
@@ -29,7 +31,18 @@ SUMMARY = (
     "cycles",
     "seconds",
 )  # what all summaries have
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error, yaml.YAMLError)
+BROKEN = (
+    ValueError,
+    ZeroDivisionError,
+    SyntaxError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    yaml.YAMLError,
+)
 
 
 @contextmanager
@@ -65,14 +78,56 @@ class ShownRollout:
     stages: list[str]
 
 
+@dataclass(frozen=True)
+class PictureRow:
+    """Pictures side by side, as a run saves them after some of its cycles."""
+
+    cycles_done: int
+    prompts: list[str]  # one a picture
+    pictures: list[Image.Image]
+
+
 def read_metrics(folder: Path) -> tuple[list[dict], list[dict]]:
     """(updates, cycles) of metrics.jsonl, in order; null (no group of a cycle was scored) is read as NaN."""
+    records = _records(folder)
+    return records["update"], records["cycle"]
+
+
+def read_held_out(folder: Path) -> list[dict]:
+    """The evaluations of metrics.jsonl that were made while training, in order; null (no image was scored) is NaN."""
+    return _records(folder)["eval"]
+
+
+def _records(folder: Path) -> dict[str, list[dict]]:
+    """The records of metrics.jsonl, by kind."""
     with _reading(folder / "metrics.jsonl") as file:
         lines = file.read_text().splitlines()
         entries = [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
         if not entries:
             raise ValueError("no records")
-        return [e for e in entries if e["kind"] == "update"], [e for e in entries if e["kind"] == "cycle"]
+        return {kind: [entry for entry in entries if entry["kind"] == kind] for kind in ("update", "cycle", "eval")}
+
+
+def read_best(folder: Path) -> dict | None:
+    """`cycles_done` and `reward_mean` of the model in best/; None if none was kept."""
+    if not (folder / "best" / "best.json").exists():
+        return None
+    with _reading(folder / "best" / "best.json") as file:
+        found = json.loads(file.read_text())
+        return {key: found[key] for key in ("cycles_done", "reward_mean")}
+
+
+def read_pictures(folder: Path) -> list[PictureRow]:
+    """The pictures in a folder such as `pictures/`, by cycle; none if there is no such folder."""
+    rows = []
+    for path in sorted(folder.glob("cycle-*.png")):
+        with _reading(path) as file, Image.open(file) as image:
+            words: dict[str, str] = getattr(image, "text", {})
+            prompts = [words[key] for key in sorted(words) if key.startswith("prompt ")]
+            width = image.width // len(prompts)
+            tiles = [image.crop((i * width, 0, (i + 1) * width, image.height)) for i in range(len(prompts))]
+            rows.append(PictureRow(int(path.stem.removeprefix("cycle-")), prompts, tiles))
+    return rows
 
 
 def read_prompts(folder: Path) -> list[dict]:
@@ -118,4 +173,7 @@ def read_config(folder: Path) -> dict:
         config = yaml.safe_load(file.read_text())
         if not isinstance(config, dict):
             raise ValueError("no settings")
+        required = (name for name, field in RunSettings.model_fields.items() if field.is_required())
+        if missing := [name for name in required if name not in config]:
+            raise ValueError(f"`{missing[0]}` is missing")
         return config

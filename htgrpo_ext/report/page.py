@@ -19,12 +19,16 @@ from PIL import Image
 from htgrpo_ext.benchmarks import Benchmark, benchmark_of
 from htgrpo_ext.core.stages import structure_count
 from htgrpo_ext.files import write_atomically
-from htgrpo_ext.report.curves import OTHER_STAGE, STAGE_COLORS, curves
-from htgrpo_ext.report.figures import IMAGES_SHOWN, first_of_each_task, pictures
+from htgrpo_ext.report.curves import OTHER_STAGE, STAGE_COLORS, curves, held_out_curves
+from htgrpo_ext.report.figures import IMAGES_SHOWN, first_of_each_task, pictures, spread
 from htgrpo_ext.report.folder import (
+    PictureRow,
     ShownRollout,
+    read_best,
     read_config,
+    read_held_out,
     read_metrics,
+    read_pictures,
     read_prompts,
     read_rollout,
     read_scored,
@@ -34,6 +38,8 @@ from htgrpo_ext.report.summary import compared_cycles
 
 PROMPTS_SHOWN = 2  # of each task
 PICTURE_SIDE = 256  # pixels of an evaluated image, at most
+SMALL_SIDE = 192  # pixels of a picture over the cycles
+HELD_OUT_ROWS, ROLLOUT_ROWS = 8, 4
 FORWARD_KINDS = {
     "rollout": "denoising steps of the rollouts",
     "old": "log-probabilities of the rollout policy",
@@ -48,7 +54,7 @@ VEIL = "fill:var(--card);opacity:.88"  # over tokens outside a support set
 def write_report(folder: Path) -> Path:
     """Write report.html from a run's folder (summary.json included) and return its path."""
     summary, config = read_summary(folder), read_config(folder)
-    benchmark, rollout = benchmark_of(config), read_rollout(folder)
+    benchmark, rollout, evaluations = benchmark_of(config), read_rollout(folder), read_held_out(folder)
     page = (
         _templates()
         .get_template("page.html.jinja")
@@ -59,7 +65,12 @@ def write_report(folder: Path) -> Path:
             benchmark=benchmark,
             tasks=_before_and_after(folder, benchmark) if benchmark else [],
             prompts_shown=PROMPTS_SHOWN,
+            warnings=summary.get("warnings", []),
+            held_out=summary.get("held_out"),
+            held_out_curves=held_out_curves(evaluations, read_best(folder)) if evaluations else [],
+            held_out_rows=_rows(folder / "eval" / "pictures", HELD_OUT_ROWS),
             curves=curves(*read_metrics(folder)),
+            rollout_rows=_rows(folder / "pictures", ROLLOUT_ROWS),
             rollout=rollout and _shown(rollout, config["method"].get("structure_ratio", 0.3)),
             forward_kinds=FORWARD_KINDS,
             cell=CELL,
@@ -96,6 +107,15 @@ def _png(image: Image.Image) -> bytes:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _rows(folder: Path, most: int) -> list[PictureRow]:
+    """Some rows of pictures of a run, made small."""
+    rows = spread(read_pictures(folder), most)
+    for row in rows:
+        for picture in row.pictures:
+            picture.thumbnail((SMALL_SIDE, SMALL_SIDE))
+    return rows
 
 
 def _before_and_after(folder: Path, benchmark: Benchmark) -> list[tuple[str, list[dict]]]:

@@ -7,10 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
+from htgrpo_ext.benchmarks.aggregate import aggregate
 from htgrpo_ext.benchmarks.base import Benchmark
 from htgrpo_ext.files import write_atomically
-from htgrpo_ext.report.folder import read_metrics, read_prompts, read_scored
+from htgrpo_ext.report.folder import read_best, read_held_out, read_metrics, read_prompts, read_scored
 from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.train.log import finite_or_none
+
+MANY_LOST = 0.05  # share of all groups; a few are no reason to distrust a run, and metrics.jsonl counts them
 
 
 def method_label(settings: RunSettings) -> str:
@@ -30,28 +36,60 @@ def write_summary(folder: Path, settings: RunSettings, peak_memory_bytes: int, s
 
     `images` is the number of images of each of the two evaluations; `gain_interval` pairs them prompt by prompt. A
     run without a benchmark has None in place of the evaluation's numbers. `reward` is the mean of the first and of
-    the last cycles. `forwards` counts rows, by kind; `cycles` says over how many cycles.
+    the last cycles. `held_out` is what came of the evaluations while training, None without them. `forwards` counts
+    rows, by kind; `cycles` says over how many cycles.
     """
-    cycles = read_metrics(folder)[1]
+    (updates, cycles), held_out = read_metrics(folder), read_held_out(folder)
+    evaluation = ({"evaluation": each["seconds"]} for each in held_out)
     compared = compared_cycles(len(cycles))
     summary = {
         "name": settings.run_name,
         "method": settings.method.name,
         "label": method_label(settings),
         "seed": settings.seed,
-        **_evaluation(folder, settings.eval),
+        **_evaluation(folder, settings.benchmark),
         "reward": [_mean_reward(cycles[:compared]), _mean_reward(cycles[-compared:])],
         "cycles": len(cycles),
         "forwards": _sums(cycle.get("forwards", {}) for cycle in cycles),
-        "seconds": _sums([*(cycle["seconds"] for cycle in cycles), seconds]),
+        "seconds": _sums([*(cycle["seconds"] for cycle in cycles), seconds, *evaluation]),
         "peak_memory_bytes": peak_memory_bytes,
+        "held_out": _held_out(folder, settings, held_out),
+        "warnings": warnings_of(updates, cycles, held_out),
     }
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
+def warnings_of(updates: list[dict], cycles: list[dict], held_out: list[dict]) -> list[str]:
+    """What a reader of the results must know first, one sentence each: what was lost, and how much of it."""
+    lost, groups = (sum(cycle.get(key, 0) for cycle in cycles) for key in ("failed_groups", "groups"))
+    silent = sum(math.isnan(cycle["reward_mean"]) for cycle in cycles)
+    skipped = sum(bool(update.get("skipped")) for update in updates)
+    unscored, images = (sum(each[key] for each in held_out) for key in ("lost_images", "images"))
+    found = []
+    if lost > MANY_LOST * groups:
+        found.append(f"{lost:,} of {groups:,} groups were not trained on, because a reward failed to score them")
+    if silent:
+        found.append(f"{silent:,} of {len(cycles):,} cycles had no reward at all, and trained nothing")
+    if skipped:
+        why = "the loss or the gradient was not a finite number"
+        found.append(f"{skipped:,} of {len(updates):,} updates were skipped, because {why}")
+    if unscored:
+        found.append(f"{unscored:,} of {images:,} held-out images were not scored, because a reward failed")
+    return found
+
+
+def held_out_line(held_out: dict, folder: Path) -> str:
+    """What the held-out prompts say of a run, for the terminal."""
+    scores = ("none" if held_out[when] is None else f"{held_out[when]:.3f}" for when in ("before", "after"))
+    line = f"held-out reward  {' → '.join(scores)}"
+    if best := held_out["best"]:
+        line += f"  best {best['reward_mean']:.3f} after cycle {best['cycles_done']}, kept in {folder / 'best'}"
+    return line
+
+
 def result_line(summary: dict, benchmark: Benchmark | None) -> str:
-    """What the run achieved: scores before and after, or rewards where nothing was evaluated."""
+    """What the run achieved: scores before and after, or rewards where nothing was judged."""
     if benchmark is None:
         first, last = ("none" if reward is None else f"{reward:.3f}" for reward in summary["reward"])
         return f"reward  first cycles {first} → last cycles {last}"
@@ -75,6 +113,26 @@ def _evaluation(folder: Path, benchmark: Benchmark | None) -> dict:
         "gain_interval": [gain["low"], gain["high"]],
         "prompts": len(prompts),
         "images": base.size,
+    }
+
+
+def _held_out(folder: Path, settings: RunSettings, evaluations: list[dict]) -> dict | None:
+    """Mean rewards of the first and the last evaluation, and of the best one; the gain is paired prompt by prompt."""
+    if not evaluations or settings.eval is None:
+        return None
+    first, last = evaluations[0], evaluations[-1]
+    before_QI, after_QI = (np.array(each["rewards"], dtype=np.float64) for each in (first, last))
+    gain_QI = (after_QI - before_QI)[~np.isnan(after_QI - before_QI).any(1)]  # of prompts that were scored both times
+    gain = aggregate([{"tag": ""}] * len(gain_QI), gain_QI, settings.eval.seed)["overall"] if len(gain_QI) else None
+    return {
+        "prompts": len(before_QI),
+        "images": before_QI.size,
+        "evaluations": len(evaluations),
+        "before": finite_or_none(first["reward_mean"]),
+        "after": finite_or_none(last["reward_mean"]),
+        "gain": gain and gain["score"],
+        "gain_interval": gain and [gain["low"], gain["high"]],
+        "best": read_best(folder),
     }
 
 

@@ -22,6 +22,7 @@ import httpx
 
 from htgrpo_ext.errors import one_line
 from htgrpo_ext.rewards import TOKEN, fault_of, pickled, wire
+from htgrpo_ext.rewards.registry import start_command
 from htgrpo_ext.rewards.settings import RewardTerm
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a retry; the wait doubles each time, less up to half at random
@@ -145,7 +146,8 @@ class RewardClient:
                 return f"TLS to {self.url} failed: {tls_fault} (check the certificate, and http or https)"
             if isinstance(error, httpx.RemoteProtocolError):
                 return f"what answers at {self.url} does not speak HTTP ({one_line(error)})"
-            return f"no server answers at {self.url}"
+            start = "" if self.pickles else start_command(self.term.name, httpx.URL(self.url).port)
+            return f"no server answers at {self.url}{start and f'; start it with: {start}'}"
         except wire.BadReply as error:
             return f"{error} ({self.url})"
         if status == 401:

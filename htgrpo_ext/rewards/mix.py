@@ -49,6 +49,30 @@ class JudgedBatch(Judged):
     metrics: dict  # over the rollouts of all processes
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the images of all W rollouts, in order of rank."""
+
+    names: list[str]  # of the R rewards
+    score_WR: Tensor  # float32, before weight and scale; NaN where a reward failed
+    weight_R: Tensor  # float32, with the scale where the mixing takes it
+    failed_W: Tensor  # bool, images that some reward did not score
+    failure: str | None  # why, if there are any
+    cut: dict[str, int]  # metrics: prompts that a model read in part
+
+    @property
+    def reward_W(self) -> Tensor:
+        """The weighted sum, float32; NaN where a reward failed."""
+        return torch.where(self.failed_W, torch.nan, (self.score_WR * self.weight_R).sum(1))
+
+    def means(self, kept_W: Tensor) -> dict[str, float | None]:
+        """Mean and standard deviation of the weighted sum and of each reward, over the images that are kept."""
+        metrics = {}
+        for name, value_W in zip(("reward", *self.names), (self.reward_W, *self.score_WR.T), strict=True):
+            metrics |= {f"{name}_mean": _mean(value_W[kept_W]), f"{name}_std": _std(value_W[kept_W])}
+        return metrics
+
+
 @dataclass
 class Pending:
     """Scores that are not all there yet."""
@@ -132,8 +156,27 @@ class Rewards:
         """Wait for the servers, gather all processes' scores, mix them.
 
         parts   results of `begin`; together this process's rollouts, in order
-        Raises  UserError, on every process, if a group was lost and `on_failure` is stop, or if too many batches lost a
-                group
+        Raises  UserError as `scores` does
+        """
+        scores, count = self.scores(*parts), sum(part.count for part in parts)
+        mixed = mixed_advantage(
+            scores.score_WR, scores.weight_R, scores.failed_W, self.rollouts_per_prompt, self.settings.mixing
+        )
+        kept_W = ~mixed.failed_P.repeat_interleave(self.rollouts_per_prompt)
+        metrics: dict = scores.means(kept_W)
+        metrics |= {"zero_std_groups": int(mixed.flat_P.sum()), "groups": len(mixed.flat_P)}
+        metrics |= {"failed_groups": int(mixed.failed_P.sum())} | scores.cut
+        if scores.failure:
+            metrics["failure"] = scores.failure
+        own = slice(self.processes.process_index * count, (self.processes.process_index + 1) * count)
+        return JudgedBatch(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
+
+    def scores(self, *parts: Pending) -> Scores:
+        """Wait for the servers, and gather all processes' scores. Every process has equally many images.
+
+        parts   results of `begin`; together this process's images, in order
+        Raises  UserError, on every process, if an image was not scored and `on_failure` is stop, or if too many batches
+                had such an image
         """
         outcomes: dict[str, Outcome] = {term.name: ([], []) for term in self.settings.terms}
         for part in parts:
@@ -141,7 +184,6 @@ class Rewards:
             for name, (scores, reasons) in (part.here | replies).items():
                 outcomes[name][0].extend(scores)
                 outcomes[name][1].extend(reasons)
-        count = sum(part.count for part in parts)
         names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.processes.device
         given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
         score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
@@ -152,18 +194,7 @@ class Rewards:
         lost = bool(failed_W.any())
         reasons = gather_object([why for name in names for why in outcomes[name][1]]) if lost else []
         self._count(lost, reasons)
-        mixed = mixed_advantage(score_WR, weight_R, failed_W, self.rollouts_per_prompt, self.settings.mixing)
-        kept_W = ~mixed.failed_P.repeat_interleave(self.rollouts_per_prompt)
-        metrics: dict = {"reward_mean": _mean(mixed.reward_B[kept_W]), "reward_std": _std(mixed.reward_B[kept_W])}
-        for name, score_W in zip(names, score_WR.T, strict=True):
-            metrics |= {f"{name}_mean": _mean(score_W[kept_W]), f"{name}_std": _std(score_W[kept_W])}
-        metrics |= {"zero_std_groups": int(mixed.flat_P.sum()), "groups": len(mixed.flat_P)}
-        metrics |= {"failed_groups": int(mixed.failed_P.sum())}
-        metrics |= self._cut_prompts()
-        if lost:
-            metrics["failure"] = _first(reasons)
-        own = slice(self.processes.process_index * count, (self.processes.process_index + 1) * count)
-        return JudgedBatch(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
+        return Scores(names, score_WR, weight_R, failed_W, _first(reasons) if lost else None, self._cut_prompts())
 
     def score(self, prompts: Sequence[dict], codes_BN: Tensor, images: Callable[[], Tensor]) -> JudgedBatch:
         """`begin` and `finish` in one call."""

@@ -16,6 +16,18 @@ class Reward(NamedTuple):
     world: str | None = None
 
 
+LAUNCHED = ("clip", "geneval", "hpsv3", "imagereward", "unifiedreward")  # launch/rewards has a script for each
+
+
+def start_command(name: str, port: int | None) -> str:
+    """What starts a server of a reward; empty for a reward that is not ours."""
+    if name not in REWARDS:
+        return ""
+    scorer = REWARDS[name].scorer
+    start = f"launch/rewards/{scorer}.sh" if scorer in LAUNCHED else f"htgrpo serve-reward {name}"
+    return f"{start} --port {port}"
+
+
 REWARDS = {
     "verdict": Reward("micro", in_process=True, world="micro"),
     "partial": Reward("micro", in_process=True, world="micro"),
@@ -25,5 +37,9 @@ REWARDS = {
     "geneval-strict": Reward("geneval"),
     "hpsv3": Reward("hpsv3"),
     "imagereward": Reward("imagereward"),
+    "deqa": Reward("deqa"),
+    "iaa": Reward("unipercept"),
+    "iqa": Reward("unipercept"),
+    "ista": Reward("unipercept"),
     "unifiedreward": Reward("unifiedreward"),
 }

@@ -80,6 +80,11 @@ class RewardSettings(Section):
     overlap: bool
     terms: list[RewardTerm]
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether images are decoded for these rewards; the micro world's read codes where they run in process."""
+        return any(term.in_process is None or term.in_process.world is None for term in self.terms)
+
     @field_validator("terms")
     @classmethod
     def _names_differ(cls, terms: list[RewardTerm]) -> list[RewardTerm]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.files import held
+from htgrpo_ext.files import held, restore_folder
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import flatten
 from htgrpo_ext.train.run import Run
 
+BEST = "best"  # in a run's folder: what was trained, when the held-out prompts scored best
 MARKER = ".htgrpo-run"  # in every run's folder; locked while the run is at work
 # What may change when a run is continued. Of rewards: where they run and how patiently they are asked.
 MAY_CHANGE = {"name", "label", "out", "loop.cycles", "loop.save_steps", "loop.save_minutes"} | {
@@ -97,8 +98,10 @@ def open_folder(run: Run, cycle: int) -> None:
     run.processes.wait_for_everyone()  # every process has looked at the folder before one writes to it
     if run.processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        restore_folder(folder / BEST)
         if cycle == 0:  # the evaluation of an earlier attempt may have had other settings
-            shutil.rmtree(folder / "eval", ignore_errors=True)
+            for stale in ("eval", BEST):
+                shutil.rmtree(folder / stale, ignore_errors=True)
         save_settings(run.settings, folder / "config.yaml")
     run.log.open(from_cycle=cycle)
     run.processes.wait_for_everyone()  # all see the folder as it is now

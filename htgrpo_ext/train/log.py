@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+from numpy.typing import NDArray
+
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import RunSettings
 
@@ -29,6 +31,11 @@ def is_training(record: dict) -> bool:
     return record["kind"] == "update" and not record.get("skipped")
 
 
+def cycles_behind(record: dict) -> int:
+    """How many cycles were done when a record was written, its own included."""
+    return record["cycles_done"] if record["kind"] == "eval" else record["cycle"] + 1
+
+
 class MetricsLog:
     """Writes records on the main process, and nothing on the others (`enabled` is False there)."""
 
@@ -39,6 +46,7 @@ class MetricsLog:
         self.settings, self.enabled = settings, enabled
         self.path: Path = settings.folder / "metrics.jsonl"
         self.steps_taken = 0  # optimizer steps in the log, skipped ones not counted
+        self.evaluated: set[int] = set()  # cycles done at each evaluation in the log
         self._file: IO[str] | None = None
         self._board = self._wandb = None
 
@@ -53,9 +61,9 @@ class MetricsLog:
                     record = json.loads(line)
                 except ValueError:  # half a line, of a cycle that was killed and will run again
                     continue
-                if record["cycle"] < from_cycle:
+                if cycles_behind(record) <= from_cycle:
                     kept.append(line + "\n")
-                    self.steps_taken += is_training(record)
+                    self._count(record)
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.rename(self.path)
@@ -86,7 +94,7 @@ class MetricsLog:
         if self._file is None:
             return
         record = {key: finite_or_none(value) for key, value in record.items()}
-        self.steps_taken += is_training(record)
+        self._count(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         numbers = {key: value for key, value in flatten(record, "/").items() if isinstance(value, int | float)}
@@ -95,6 +103,20 @@ class MetricsLog:
                 self._board.add_scalar(f"{record['kind']}/{key}", value, step)
         if self._wandb:
             self._wandb.log({f"{record['kind']}/{key}": value for key, value in numbers.items()}, step=step)
+
+    def write_picture(self, name: str, levels_HW3: NDArray, step: int) -> None:
+        """Show a picture of uint8 levels in TensorBoard and wandb, at optimizer step `step`."""
+        if self._board:
+            self._board.add_image(name, levels_HW3, step, dataformats="HWC")
+        if self._wandb:
+            import wandb  # pyright: ignore[reportMissingImports]  # an extra
+
+            self._wandb.log({name: wandb.Image(levels_HW3)}, step=step)
+
+    def _count(self, record: dict) -> None:
+        self.steps_taken += is_training(record)
+        if record["kind"] == "eval":
+            self.evaluated.add(record["cycles_done"])
 
     def close(self) -> None:
         """Close the file, TensorBoard and wandb."""

@@ -31,6 +31,7 @@ from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import complete_checkpoints, read_checkpoint, restore, save_checkpoint, save_weights
 from htgrpo_ext.train.folder import newest_checkpoint, open_folder
 from htgrpo_ext.train.guard import WeightsLost
+from htgrpo_ext.train.held_out import evaluate_held_out
 from htgrpo_ext.train.records import SHOWN, log_cycle, log_update, save_pictures, save_shown_rollout
 from htgrpo_ext.train.run import Run, prepare_run, warmup_factor
 from htgrpo_ext.train.scoring import plan_updates, score_micro_batches, update_objective
@@ -52,8 +53,10 @@ class NativeLoop:
         run = self.run
         try:
             with run.stop.postponed():
+                evaluate_held_out(run, self.backbone, self.cycles_done)
                 while self.cycles_done < run.settings.loop.cycles:
                     train_cycle(self, self.cycles_done)
+                    evaluate_held_out(run, self.backbone, self.cycles_done)
                     if run.save_due(self.cycles_done):
                         self.save()
                     run.check()

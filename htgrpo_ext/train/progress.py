@@ -70,6 +70,15 @@ class TrainingProgress:
     def advance(self, task: TaskID, count: int) -> None:
         self.bar.advance(task, count)
 
+    def held_out(self, record: dict) -> None:
+        """The held-out prompts were painted and scored; `record` is what came of it."""
+        mean, lost = record["reward_mean"], record["lost_images"]
+        reward = "none" if mean is None else f"{mean:.3f}"
+        said = f"held-out prompts after cycle {record['cycles_done']}: reward {reward}"
+        if lost:
+            said += f", {lost} of {record['images']} images not scored ({record['failure']})"
+        self.console.print(said, highlight=False, markup=False)
+
     def update(self, k: int, stage: str) -> None:
         """Update k of the current cycle is about to run."""
         self.bar.update(self._bar(), note=f"{stage} {k + 1}/{self.updates} │ {self._note}")

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -105,10 +107,19 @@ def save_pictures(run: Run, cycle: int, tasks: Sequence[Mapping], pixels: Callab
     """
     if not run.processes.is_main_process or not run.is_milestone(cycle + 1):
         return
-    folder = run.settings.folder / "pictures"
-    folder.mkdir(exist_ok=True)
+    save_row(run.settings.folder / "pictures" / f"cycle-{cycle + 1:06d}.png", tasks, list(to_levels(pixels())))
+
+
+def save_row(path: Path, tasks: Sequence[Mapping], levels: Sequence[Tensor]) -> Image.Image:
+    """Save pictures side by side as one PNG, whole or not at all, with their prompts in its metadata.
+
+    levels  uint8 [3, H, W] of each of the `tasks`
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     about = PngInfo()
     for number, task in enumerate(tasks, 1):
         about.add_itxt(f"prompt {number}", task["prompt"])
-    row = torch.cat(list(to_levels(pixels())), dim=-1)
-    levels_image(row).save(folder / f"cycle-{cycle + 1:06d}.png", pnginfo=about)
+    row, partial = levels_image(torch.cat(list(levels), dim=-1)), path.with_name(f".{path.stem}.partial.png")
+    row.save(partial, pnginfo=about)
+    partial.rename(path)
+    return row

@@ -1,7 +1,7 @@
 """What both loops have in common: the state of a run, its preparation, and the interface of a loop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ class Run:
     progress: TrainingProgress
     prompts: PromptSources
     rewards: Rewards
+    held_out: list[dict]  # prompts painted while training; none unless `eval.every` is set
     stop: StopRequest = field(default_factory=StopRequest)
     guard: StepGuard = field(default_factory=StepGuard)
     seconds: dict[str, float] = field(default_factory=dict)  # of this cycle, by part
@@ -102,22 +103,36 @@ class TrainingLoop(Protocol):
 def prepare_run(settings: RunSettings) -> Run:
     """Check the batch against the number of processes, then prompts and reward servers, before any model is loaded.
 
-    Raises UserError for an impossible batch, a prompt that the model cannot read, or an unavailable reward.
+    Raises UserError for an impossible batch, a checkpoint that is not there, a prompt that the model cannot read, or
+    an unavailable reward.
     """
     processes = PartialState()
-    if problems := settings.problems(processes.num_processes):
+    if problems := settings.problems(processes.num_processes) or settings.model.absent(settings.reward.reads_pixels):
         raise UserError("\n".join(problems))
     log = MetricsLog(settings, processes.is_main_process)
-    prompts = prompt_sources(settings)
-    prompts.check(settings.model.prompt_encoder())
+    prompts, encode = prompt_sources(settings), settings.model.prompt_encoder()
+    prompts.check(encode)
+    held_out = held_out_prompts(settings, prompts, encode)
     rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
     rewards.start()
-    return Run(settings, processes, log, TrainingProgress(settings, log.enabled), prompts, rewards)
+    return Run(settings, processes, log, TrainingProgress(settings, log.enabled), prompts, rewards, held_out)
 
 
 def prompt_sources(settings: RunSettings) -> PromptSources:
     """The prompts that a run trains on. Raises UserError when a source cannot be read."""
     return PromptSources(settings.prompts, settings.seed, settings.rollout.prompts_per_cycle, settings.held_out)
+
+
+def held_out_prompts(settings: RunSettings, prompts: PromptSources, encode: Callable) -> list[dict]:
+    """The prompts that the run is evaluated on while it trains. Raises UserError for one that the model cannot read."""
+    if settings.eval is None or settings.eval.every is None:
+        return []
+    held_out = settings.eval.held_out(prompts.all())
+    try:
+        encode([prompt["prompt"] for prompt in held_out])
+    except UserError as error:
+        raise UserError(f"held-out prompts: {error} (eval)") from None
+    return held_out
 
 
 def warmup_factor(step: int, warmup: int) -> float:

@@ -3,18 +3,13 @@
 An interrupted comparison goes on where it stopped: finished runs are kept, unfinished ones resumed.
 """
 
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.errors import UserError
@@ -23,9 +18,9 @@ from htgrpo_ext.report.comparison import write_comparison
 from htgrpo_ext.report.folder import read_summary
 from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.settings import RunSettings
+from htgrpo_ext.workflow.processes import Job, run_jobs, stop_on_sigterm
 
 TRAIN = (sys.executable, "-m", "htgrpo_ext.cli", "train")
-REFRESH_SECONDS = 1.0
 State = Literal["new", "unfinished", "finished", "other"]
 
 
@@ -54,7 +49,11 @@ class Planned:
             found = load_settings([config])
         except UserError:
             return "other"
-        if found.model_copy(update={"out": self.settings.out}) != self.settings:
+        # What moves no weight: where a run writes, how benchmarks' images are drawn, evaluation while it trains.
+        aside = {key: getattr(self.settings, key) for key in ("out", "sampling")}
+        if not self.settings.benchmark:
+            aside["eval"] = self.settings.eval
+        if found.model_copy(update=aside) != self.settings:
             return "other"
         return "finished" if (self.folder / "summary.json").exists() else "unfinished"
 
@@ -64,9 +63,17 @@ class Planned:
 
 
 def plan(
-    files: Sequence[Path], methods: Sequence[Path], seeds: int, overrides: Sequence[str], out: Path
+    files: Sequence[Path],
+    methods: Sequence[Sequence[Path]],
+    seeds: int,
+    overrides: Sequence[str],
+    out: Path,
+    evaluated: bool = True,
 ) -> list[Planned]:
     """The runs in the order of the table: methods as given, seeds 0, 1, ... of each.
+
+    methods    the files of each, which come after `files`: a method, and perhaps an ablation of it
+    evaluated  every run must have an evaluation
 
     Raises UserError if an override sets what differs between the runs, if the runs have no evaluation to compare, if
     two methods share a label, or if a folder holds a run with other settings.
@@ -77,11 +84,11 @@ def plan(
             raise UserError(f"--set {override}: each run of a comparison has its own; use {instead}")
     runs: list[Planned] = []
     labelled: dict[str, Path] = {}
-    for method in methods:
-        given = [*files, method]
+    for own_files in methods:
+        given, method = [*files, *own_files], own_files[-1]
         settings = load_settings(given, list(overrides))
         label = method_label(settings)
-        if settings.eval is None:
+        if evaluated and settings.benchmark is None:
             raise UserError(f"{method}: runs are compared by their evaluation, and these would have none (eval)")
         if label in labelled:
             raise UserError(f"{labelled[label]} and {method} are both labelled `{label}`; set `label` in one of them")
@@ -96,61 +103,29 @@ def plan(
     return runs
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_all(runs: Sequence[Planned], jobs: int, console: Console, command: Sequence[str] = TRAIN) -> list[Planned]:
     """Run what is not finished, at most `jobs` at a time; returns the runs that failed.
 
     command  what trains, less its arguments
     """
-    children: list[subprocess.Popen] = []
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), "PYTHONUNBUFFERED": "1"}
+    todo = {run.folder.name: run for run in runs if run.state != "finished"}
+    if len(todo) < len(runs):
+        console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already")
+    work = [_job(run, command) for run in todo.values()]
+    return [todo[job.name] for job in run_jobs(work, jobs, console)]
 
-    def train(run: Planned) -> int:
-        resume = run.state == "unfinished"
-        run.log.parent.mkdir(parents=True, exist_ok=True)
-        with run.log.open("ab" if resume else "wb") as log:
-            words = [*command, *run.arguments, *(["--resume"] if resume else [])]
-            child = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-        children.append(child)
-        return child.wait()
 
-    failed = []
-    pool = ThreadPoolExecutor(jobs)
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        todo = [run for run in runs if run.state != "finished"]
-        if len(todo) < len(runs):
-            progress.console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already")
-        bars = {
-            run.folder: progress.add_task(run.folder.name, total=run.settings.loop.cycles, start=False) for run in todo
-        }
-        waiting = {pool.submit(train, run): run for run in todo}
-        try:
-            while waiting:
-                done, _ = wait(waiting, timeout=REFRESH_SECONDS, return_when=FIRST_COMPLETED)
-                for future, run in waiting.items():
-                    if future.running() or future.done():
-                        progress.start_task(bars[run.folder])
-                        progress.update(bars[run.folder], completed=run.cycles_done())
-                for future in done:
-                    run = waiting.pop(future)
-                    progress.stop_task(bars[run.folder])
-                    said = _outcome(run, future.result())
-                    progress.console.print(said, highlight=False, markup=False, soft_wrap=True)
-                    if run.state != "finished":
-                        failed.append(run)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                child.terminate()
-            pool.shutdown()
-    return failed
+def _job(run: Planned, command: Sequence[str]) -> Job:
+    resume = ["--resume"] if run.state == "unfinished" else []
+    return Job(
+        name=run.folder.name,
+        command=lambda: [*command, *run.arguments, *resume],
+        log=run.log,
+        total=run.settings.loop.cycles,
+        done=run.cycles_done,
+        outcome=lambda code: (run.state == "finished", _outcome(run, code)),
+        appends=bool(resume),
+    )
 
 
 def _outcome(run: Planned, code: int) -> str:
@@ -168,13 +143,18 @@ def compare(files: list[Path], methods: list[Path], seeds: int, jobs: int, overr
     named; then UserError is raised.
     """
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that no child outlives this process
+    stop_on_sigterm()
     require_folder(out)
-    runs = plan(files, methods, seeds, overrides, out)
+    runs = plan(files, [[method] for method in methods], seeds, overrides, out)
     failed = run_all(runs, jobs, console)
     finished = [run.folder for run in runs if run not in failed]
     if finished:
         write_comparison(finished, out, console)
+    require_all(runs, failed)
+
+
+def require_all(runs: Sequence[Planned], failed: Sequence[Planned]) -> None:
+    """Raises UserError that names the runs that failed."""
     if failed:
         named = "\n".join(f"{run.folder.name} failed, see {run.log}" for run in failed)
         raise UserError(f"{named}\n{len(failed)} of {len(runs)} runs failed; the same command runs them again")

@@ -56,6 +56,14 @@ class PlannedUpdate(NamedTuple):
     views: int
 
 
+class PlannedEvaluation(NamedTuple):
+    """An evaluation while training, over all processes."""
+
+    images: int
+    rows: int
+    times: int  # in the run, before and after training included
+
+
 class Plan(NamedTuple):
     """The plan of one cycle over all P prompts; a row is one prompt with one canvas."""
 
@@ -66,6 +74,7 @@ class Plan(NamedTuple):
     rows_at_once: int  # most rows with gradient in one micro-batch
     memory: dict[str, int]  # bytes by part
     sizes: Sizes
+    evaluation: PlannedEvaluation | None = None
 
     def cost(self, rows: dict[str, int]) -> int:
         """Cost of these rows, backward included, in forwards of one row."""
@@ -129,6 +138,21 @@ def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
     return Simulated(updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions)
 
 
+@torch.no_grad()
+def planned_evaluation(settings: RunSettings) -> PlannedEvaluation | None:
+    """What the evaluations while training cost; None if the run has none."""
+    section, cycles = settings.eval, settings.loop.cycles
+    if section is None or section.every is None:
+        return None
+    prompts, images = section.num_held_out, section.images_per_prompt
+    backbone = StubBackbone(*settings.model.planned_prompts(1), settings.model.num_image_tokens)
+    forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
+    draws = Draws(section.seed, "held out", [0], images)
+    generate(backbone, forward, backbone.prompts.repeat(images), draws, settings.rollout)
+    times = len({*range(0, cycles + 1, section.every), cycles})
+    return PlannedEvaluation(prompts * images, prompts * forward.rows["rollout"], times)
+
+
 def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
     """Rows by kind without sharing: one row per rollout, view and update, in a pass each for old, reference and new."""
     rollout, kl = settings.rollout, settings.loop.kl_coefficient > 0
@@ -153,7 +177,12 @@ def plan(settings: RunSettings, processes: int = 1) -> Plan:
     memory = sizes.memory(at_once, positions, settings.loop.batch_size)
     if settings.model.on_accelerators:
         memory[ROLLOUT] = sizes.rollout_memory(rollout.prompts_per_cycle * rollout.rollouts_per_prompt)
-    return Plan(settings, _planned(settings, updates), naive_rows(settings, updates), rows, at_once, memory, sizes)
+    planned, naive, evaluation = (
+        _planned(settings, updates),
+        naive_rows(settings, updates),
+        planned_evaluation(settings),
+    )
+    return Plan(settings, planned, naive, rows, at_once, memory, sizes, evaluation)
 
 
 def _planned(settings: RunSettings, updates: list[Update]) -> list[PlannedUpdate]:
@@ -201,6 +230,13 @@ def print_plan(settings: RunSettings) -> None:
     print(
         f"         {K} steps a cycle, {K * loop.cycles} in {loop.cycles} cycles; {images * loop.cycles} images in all\n"
     )
+    if settings.benchmark:
+        count = len(settings.benchmark.prompts()) * settings.benchmark.images_per_prompt
+        print(f"eval     {settings.benchmark.title}, before and after: 2 x {count} images\n")
+    if evaluation := planned.evaluation:
+        total = evaluation.times * evaluation.images
+        print(f"eval     while training: {evaluation.times} times {evaluation.images} images of held-out prompts")
+        print(f"         {total} images in all, {total / (images * loop.cycles):.1%} as many as are trained on\n")
     if large:
         _print_devices(by_device, console)
     else:
@@ -234,6 +270,13 @@ def seconds(planned: Plan, device: Device) -> dict[str, float]:
     return {part: count * second for part, count in parts.items()}
 
 
+def evaluation_seconds(planned: Plan, device: Device) -> float:
+    """Seconds of one evaluation while training, as `seconds` estimates them."""
+    if planned.evaluation is None:
+        return 0.0
+    return planned.evaluation.rows / device.processes * planned.sizes.row_flops() / (UTILISATION * device.flops)
+
+
 def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:
     """Memory and time on one device of each kind."""
     table = _table("memory of one device, and time of a cycle; estimates", "", *(d.name for d in by_device))
@@ -247,8 +290,13 @@ def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:
         table.add_row(f"{part}, s", *(f"{seconds(p, d)[part]:.1f}" for d, p in by_device.items()))
     together = [sum(seconds(p, d).values()) for d, p in by_device.items()]
     table.add_row("cycle, s", *(f"{s:.1f}" for s in together))
-    cycles = plans[0].settings.loop.cycles
-    table.add_row(f"{cycles} cycles, days", *(f"{s * cycles / 86400:.1f}" for s in together))
+    cycles, evaluation = plans[0].settings.loop.cycles, plans[0].evaluation
+    totals = [s * cycles for s in together]
+    if evaluation:
+        each = [evaluation_seconds(p, d) for d, p in by_device.items()]
+        table.add_row("evaluation, s", *(f"{s:.1f}" for s in each))
+        totals = [total + s * evaluation.times for total, s in zip(totals, each, strict=True)]
+    table.add_row(f"{cycles} cycles, days", *(f"{total / 86400:.1f}" for total in totals))
     console.print(table)
     for planned, device in zip(plans, by_device, strict=True):
         if planned.peak_memory() > device.memory:

@@ -14,7 +14,7 @@ import torch
 from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.evaluation import evaluate
 from htgrpo_ext.report.page import write_report
-from htgrpo_ext.report.summary import result_line, write_summary
+from htgrpo_ext.report.summary import held_out_line, result_line, write_summary
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.folder import held_folder
 from htgrpo_ext.train.run import TrainingLoop
@@ -54,7 +54,7 @@ def train(settings: RunSettings, loop: Loop = "native", resume: bool = False) ->
 def train_and_report(training: TrainingLoop) -> Path:
     """What `train` does with a loop that is ready."""
     run, settings, backbone = training.run, training.run.settings, training.backbone
-    folder, benchmark = settings.folder, settings.eval
+    folder, benchmark = settings.folder, settings.benchmark
     seconds = {"evaluation": 0.0} if benchmark else {}
 
     def evaluated(name: str) -> None:
@@ -64,7 +64,7 @@ def train_and_report(training: TrainingLoop) -> Path:
             took = evaluate(benchmark, backbone, settings.rollout, batch_size, folder, name, advance)
             seconds["evaluation"] += took
 
-    if backbone and not is_readable(folder / "eval" / "base.npz"):
+    if benchmark and backbone and not is_readable(folder / "eval" / "base.npz"):
         with backbone.reference():
             evaluated("base")
     training.train()
@@ -74,7 +74,13 @@ def train_and_report(training: TrainingLoop) -> Path:
     if run.processes.is_main_process:
         training.save_model(folder / "model")
         summary = write_summary(folder, settings, peak_memory(), seconds)
-        print(f"{write_report(folder)}\n{folder / 'summary.json'}\n{result_line(summary, benchmark)}")
+        print(f"{write_report(folder)}\n{folder / 'summary.json'}")
+        for warning in summary["warnings"]:
+            print(f"warning: {warning}")
+        if held_out := summary["held_out"]:
+            print(held_out_line(held_out, folder))
+        if benchmark or not held_out:
+            print(result_line(summary, benchmark))
     return folder
 
 

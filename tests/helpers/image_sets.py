@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -59,9 +60,15 @@ def pictures(item: Item) -> list[Image.Image]:
 
 
 def made_set(
-    folder: Path, bench: str, prompts: Path | None = None, limit: int | None = None, stamped=True, **changes
+    folder: Path,
+    bench: str,
+    prompts: Path | None = None,
+    limit: int | None = None,
+    stamped=True,
+    paint: Callable[[Item], list[Image.Image]] = pictures,
+    **changes,
 ) -> Record:
-    """A complete set of random pictures, with the record that `changes` make."""
+    """A complete set of random pictures, or painted ones, with the record that `changes` make."""
     suite = suite_named(bench)
     items = first_of_each_task(suite.items(prompts), limit)
     made = dict(bench=bench, prompts=items_digest(items), items=len(items), images_per_prompt=4, seed=0, size=SIZE)
@@ -72,5 +79,5 @@ def made_set(
     write_items(folder, items)
     write_record(folder, record)
     for item in items:
-        suite.save(folder / IMAGES, item, pictures(item), record.stamp if stamped else "")
+        suite.save(folder / IMAGES, item, paint(item), record.stamp if stamped else "")
     return record

@@ -1,5 +1,6 @@
 """Both real backbones, tiny and random, in the real formats: two cycles of every method in MaskGRPO's loop."""
 
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from helpers.micro_runs import CONFIGS, records
 from helpers.upstream_runs import needs_upstream
 from helpers.upstream_stub import Brightness
+from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.config import load_settings
 from htgrpo_ext.workflow.train import train
 
@@ -30,6 +32,7 @@ TINY = [
     "prompts=[{format: micro}]",
     "reward.terms=[{name: clip, weight: 1.0}]",
 ]
+HELD_OUT = ["eval.every=2", "eval.num_prompts=2", "eval.images_per_prompt=1"]
 LAYOUT = {"mmada": ["model.prompt_length=20"], "lumina": ["model.height=96", "model.width=64"]}
 
 
@@ -48,7 +51,7 @@ def test_two_cycles_of_every_method(model, method, mmada_folder, lumina_folder, 
         pytest.skip("that is MaskGRPO as published: test_published.py")
     checkpoint = mmada_folder if model == "mmada" else lumina_folder
     budget = ["method.budget={global: 1, structure: 1, refinement: 0}"] if method == "htgrpo" else []
-    sets = [*TINY, *LAYOUT[model], *budget, f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
+    sets = [*TINY, "eval=null", *LAYOUT[model], *budget, f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
     files = [CONFIGS / "model" / f"{model}.yaml", CONFIGS / "method" / f"{method}.yaml"]
     folder = train(load_settings(files, sets), "upstream")
     updates = records(folder, "update")
@@ -64,9 +67,33 @@ def test_two_cycles_of_every_method(model, method, mmada_folder, lumina_folder, 
 
 
 @pytest.mark.parametrize("model", ["mmada", "lumina"])
+def test_held_out_prompts_are_painted_while_it_trains(model, mmada_folder, lumina_folder, tmp_path, capsys):
+    """Two of GenEval's kind, before and after two cycles; the best adapter can be folded in, the report shows all."""
+    checkpoint = mmada_folder if model == "mmada" else lumina_folder
+    budget = "method.budget={global: 1, structure: 1, refinement: 0}"
+    sets = [*TINY, *LAYOUT[model], *HELD_OUT, budget, f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
+    settings = load_settings([CONFIGS / "model" / f"{model}.yaml", CONFIGS / "method/htgrpo.yaml"], sets)
+    folder = train(settings, "upstream")
+    evaluations = records(folder, "eval")
+    assert [each["cycles_done"] for each in evaluations] == [0, 2]
+    assert all(each["images"] == 2 and each["clip_mean"] == each["reward_mean"] for each in evaluations)
+    best = json.loads((folder / "best/best.json").read_text())
+    assert best == {"cycles_done": 2, "reward_mean": evaluations[1]["reward_mean"]}
+    assert load_backbone(settings.model, frozen=True, adapter=folder / "best")
+    page, prompts = (folder / "report.html").read_text(), held_out_prompts_of(folder)
+    assert all(page.count(prompt) >= 2 for prompt in prompts) and "Rollouts over the cycles" in page
+    assert "held-out reward" in capsys.readouterr().out
+
+
+def held_out_prompts_of(folder) -> list[str]:
+    with Image.open(folder / "eval/pictures/cycle-000002.png") as picture:
+        return [picture.text["prompt 1"], picture.text["prompt 2"]]
+
+
+@pytest.mark.parametrize("model", ["mmada", "lumina"])
 def test_gradients_reach_every_projection(model, mmada_folder, lumina_folder, tmp_path):
     checkpoint = mmada_folder if model == "mmada" else lumina_folder
-    sets = [*TINY, *LAYOUT[model], f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
+    sets = [*TINY, "eval=null", *LAYOUT[model], f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
     budget = "method.budget={global: 1, structure: 1, refinement: 0}"
     files = [CONFIGS / "model" / f"{model}.yaml", CONFIGS / "method" / "htgrpo.yaml"]
     folder = train(load_settings(files, [*sets, budget]), "upstream")

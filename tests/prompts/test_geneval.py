@@ -15,7 +15,15 @@ from helpers.authors import UPSTREAM, checkout
 from helpers.command import run
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.prompts.files import read_prompts
-from htgrpo_ext.prompts.geneval import contents, metadata, plain, requirement, training_set, write_training_set
+from htgrpo_ext.prompts.geneval import (
+    contents,
+    held_out_set,
+    metadata,
+    plain,
+    requirement,
+    training_set,
+    write_training_set,
+)
 from htgrpo_ext.prompts.settings import PromptSource
 from htgrpo_ext.rewards.geneval import CLASSES, COLORS, TASKS
 
@@ -246,3 +254,34 @@ def test_a_run_reads_the_file_that_the_command_writes(some, monkeypatch, tmp_pat
     assert run(monkeypatch, "prompts", "geneval-train", *arguments) == 0
     assert [line.prompt for line in read_prompts(PromptSource(format="geneval", path=out))] == some
     assert capsys.readouterr().out.endswith(f"set.jsonl: 3,000 lines, without the 1 prompts of {tmp_path}/b.jsonl\n")
+
+
+# --- held out --------------------------------------------------------------------------------------------------
+
+
+def test_held_out_prompts_are_none_of_the_known_in_any_wording_and_the_tasks_take_turns():
+    """Half of a first set is known by its metadata, half by its words alone; what is left is free of both."""
+    first = held_out_set(60, 3, [])
+    assert [prompt["tag"] for prompt in first[:6]] == list(TASKS)
+    assert all(prompt == read(prompt["prompt"]) for prompt in first)
+    reordered = [prompt | {"include": prompt["include"][::-1]} for prompt in first[:30] if prompt["tag"] != "position"]
+    shouted = [{"prompt": f"  {prompt['prompt'].upper()}."} for prompt in first[30:]]
+    left = held_out_set(60, 3, [*reordered, *shouted])
+    assert len({requirement(prompt) for prompt in left}) == 60
+    known = {requirement(prompt) for prompt in reordered} | {requirement(prompt) for prompt in first[30:]}
+    assert not known & {requirement(prompt) for prompt in left}
+    assert len({requirement(p) for p in left} & {requirement(p) for p in first}) == 60 - 30 - len(reordered)
+    other = held_out_set(60, 4, [])
+    assert other != first == held_out_set(60, 3, [])
+
+
+def test_held_out_prompts_of_a_task_that_is_all_trained_on_are_left_out():
+    counting = [metadata("counting", content) for content in contents("counting")]
+    assert "counting" not in {prompt["tag"] for prompt in held_out_set(50, 0, counting)}
+
+
+def test_more_held_out_prompts_than_there_are_is_refused(monkeypatch):
+    monkeypatch.setattr("htgrpo_ext.prompts.geneval.contents", lambda task: contents("single_object"))
+    monkeypatch.setattr("htgrpo_ext.prompts.geneval.metadata", lambda task, content: metadata("single_object", content))
+    with pytest.raises(UserError, match="^only 79 prompts are neither GenEval's nor trained on, fewer than 90"):
+        held_out_set(90, 0, [metadata("single_object", ("dog",))])

@@ -55,7 +55,7 @@ def method(tmp_path: Path, **settings) -> Path:
 
 
 def planned(tmp_path: Path, *methods: Path, seeds: int = 2, overrides=("loop.cycles=2",)):
-    return plan(FILES, methods, seeds, list(overrides), tmp_path / "out")
+    return plan(FILES, [[each] for each in methods], seeds, list(overrides), tmp_path / "out")
 
 
 def calls(tmp_path: Path) -> dict[str, bool]:
@@ -121,7 +121,7 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(tmp_path, stub):
 
 
 def test_threads_are_shared_among_jobs(tmp_path, stub, monkeypatch):
-    monkeypatch.setattr("htgrpo_ext.workflow.compare.cores", lambda: 8)
+    monkeypatch.setattr("htgrpo_ext.workflow.processes.cores", lambda: 8)
     runs = planned(tmp_path, method(tmp_path, name="maskgrpo"), seeds=2)
     run_all(runs, 3, Console(file=io.StringIO()), stub)
     lines = (tmp_path / "out/calls.jsonl").read_text().splitlines()

@@ -7,7 +7,16 @@ from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.workflow.plan import KINDS, StubBackbone, naive_rows, plan, print_plan, simulate
+from htgrpo_ext.workflow.plan import (
+    DEVICES,
+    KINDS,
+    StubBackbone,
+    evaluation_seconds,
+    naive_rows,
+    plan,
+    print_plan,
+    simulate,
+)
 
 P, G, K, T = 2, 3, 8, 4
 
@@ -194,3 +203,24 @@ def test_a_plan_fits_80_columns(monkeypatch, capsys):
     for settings in (settings_of("htgrpo"), large("lumina", "htgrpo", "rollout.steps=2")):
         print_plan(settings)
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_evaluations_while_training_are_counted(capsys):
+    """Before training, after cycles 15, 30 and 40; the first step is one row a prompt."""
+    settings = settings_of("htgrpo", "eval.every=15", "eval.images_per_prompt=3", "loop.cycles=40")
+    assert plan(settings).evaluation == (24 * 3, 24 * (1 + (T - 1) * 3), 4)
+    print_plan(settings)
+    printed = capsys.readouterr().out
+    assert "while training: 4 times 72 images of held-out prompts" in printed
+    assert "288 images in all, 120.0% as many as are trained on" in printed  # of 40 x 6
+    assert "MicroEval, before and after: 2 x 720 images" in printed
+    assert plan(settings_of("htgrpo")).evaluation is None
+
+
+def test_the_time_of_a_large_run_contains_its_evaluations():
+    settings = large("mmada", "htgrpo", "rollout.steps=2")
+    planned, device = plan(settings, 8), DEVICES[0]
+    # 48 prompts, of each one row and then two, and as many without their prompt; over 8 devices
+    assert planned.evaluation == (96, 48 * (1 + 2) * 2 - 0, 41)
+    rows = planned.evaluation.rows / 8
+    assert evaluation_seconds(planned, device) == pytest.approx(rows * planned.sizes.row_flops() / (0.4 * 312e12))

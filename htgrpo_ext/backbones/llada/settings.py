@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,14 @@ class LladaModelSection(ModelSection):
     activation_checkpointing: bool
     prompt_length: Annotated[int, Field(ge=4, le=4096)]  # LLaDA's max_sequence_length
     vq_checkpoint: Path | None
+
+    vq_source: ClassVar[str] = ""  # the repository of `vq_checkpoint`
+
+    def absent(self, pixels: bool) -> list[str]:
+        found = super().absent(pixels)
+        if pixels and self.vq_checkpoint:
+            found += self._absent("vq_checkpoint", self.vq_checkpoint, self.vq_source)
+        return found
 
     def lora_targets(self, lora: Lora) -> list[str] | str:
         # The output head is called `ff_out` too, and gets no adapter.

@@ -21,6 +21,8 @@ class Lumina(LladaModelSection):
     height: Side
     width: Side
 
+    source = "Alpha-VLLM/Lumina-DiMOO"
+
     @property
     def num_image_tokens(self) -> int:
         return (self.height // PIXELS) * (self.width // PIXELS)

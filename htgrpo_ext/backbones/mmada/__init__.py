@@ -15,6 +15,9 @@ class Mmada(LladaModelSection):
     name: Literal["mmada"]
     attention: Literal["masked", "as-maskgrpo"]
 
+    source = "Gen-Verse/MMaDA-8B-Base"
+    vq_source = "showlab/magvitv2"
+
     @property
     def num_image_tokens(self) -> int:
         return 1024

@@ -108,7 +108,9 @@ class MMaDABackbone(LladaBackbone):
 def load_magvit(folder: Path | None) -> Any:
     """MAGVITv2 with the weights of a folder, on the CPU. Raises UserError unless they are all there and finite."""
     if folder is None or not folder.is_dir():
-        raise UserError(f"{folder}: no MAGVITv2 checkpoint there (model.vq_checkpoint)")
+        raise UserError(
+            f"{folder}: no MAGVITv2 checkpoint there (model.vq_checkpoint); it is showlab/magvitv2 on Hugging Face"
+        )
     options = dict(low_cpu_mem_usage=False, output_loading_info=True)
     with redirect_stdout(sys.stderr):  # the class prints its sizes, and stdout is for results
         return load_by_library(lambda: magvit_class().from_pretrained(folder, **options), folder)

@@ -2,6 +2,8 @@
 
     python -m htgrpo_ext.maskgrpo.patches apply   (or `make apply-patches`; plain Python and git, no environment needed)
 
+Applying clones MaskGRPO into upstream/ where that is empty.
+
 A patch only inserts lines and is stored without context, so only its blob ids say where the lines belong. On the pinned
 commit git inserts them by number, and the result must be the blob that the patch records. On any other commit only
 git's three-way merge of whole files counts. The lines must then stand where the patch says:

@@ -90,6 +90,14 @@ class Checkout:
         self.git("checkout", "--quiet", "--detach", commit)
 
 
+def is_checked_out(root: Path) -> bool:
+    """Whether there are files of MaskGRPO; not before `get`, nor after one that was stopped between clone and files.
+
+    Raises UserError if root holds a broken repository.
+    """
+    return (root / ".git").exists() and bool(Checkout(root).files("ls-files"))
+
+
 def get(root: Path, url: str | None, commit: str) -> str:
     """Bring `commit` of MaskGRPO into root (upstream/), from `url` or else the address in .gitmodules.
 
@@ -98,6 +106,7 @@ def get(root: Path, url: str | None, commit: str) -> str:
     url = url or run_git(root.parent, "config", "-f", ".gitmodules", "submodule.upstream.url")
     url = str((root.parent / url).absolute()) if (root.parent / url).exists() else url
     if not (root / ".git").exists():
+        print(f"{root}/ is empty: cloning MaskGRPO from {url}, once", flush=True)
         try:
             run_git(root.parent, "clone", "--quiet", "--no-checkout", url, str(root.absolute()))
         except UserError as error:

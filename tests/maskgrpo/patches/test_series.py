@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.upstream_moves import NAMES, PATH, ROOT, SOURCE, Project, commit, git, made_here
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.maskgrpo.patches.__main__ import run
 from htgrpo_ext.maskgrpo.patches.checkout import get
 from htgrpo_ext.maskgrpo.patches.checks import call_fault, faults
 from htgrpo_ext.maskgrpo.patches.patch import parse
@@ -221,11 +222,54 @@ def test_empty_upstream_is_one_line(project):
     git(project.root, "init", "--quiet")
     project.upstream.rename(project.root / "away")
     project.upstream.mkdir()
-    command = [sys.executable, "-m", "htgrpo_ext.maskgrpo.patches", "apply", "--root", str(project.root)]
+    command = [sys.executable, "-m", "htgrpo_ext.maskgrpo.patches", "unapply", "--root", str(project.root)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "make upstream" in done.stderr
     assert "not tried on upstream/, which is empty" in project.run("check")
+
+
+@pytest.fixture
+def absent(project) -> Project:
+    """A project whose upstream/ is in away/, the address in .gitmodules."""
+    project.upstream.rename(project.root / "away")
+    (project.root / ".gitmodules").write_text('[submodule "upstream"]\n\tpath = upstream\n\turl = away\n')
+    return project
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_apply_brings_an_absent_upstream_and_says_so(absent, capsys, empty):
+    if empty:  # as a clone of the project without its submodule leaves it
+        absent.upstream.mkdir()
+    assert run("apply", absent.root) == "4 patches are applied"
+    said = capsys.readouterr().out.splitlines()
+    assert "is empty: cloning MaskGRPO from" in said[0] and said[1].endswith(f"is at {absent.series.base[:12]}")
+    assert run("applied", absent.root) == "4 patches are applied"
+    assert run("apply", absent.root) == "4 patches are applied already" and capsys.readouterr().out == ""
+
+
+def test_apply_goes_on_after_a_clone_that_was_stopped_before_its_files_came(absent):
+    git(absent.root, "clone", "--quiet", "--no-checkout", "away", "upstream")
+    assert run("apply", absent.root) == "4 patches are applied"
+
+
+def test_failed_clone_leaves_nothing_and_can_be_repeated(absent):
+    with pytest.raises(UserError, match="nowhere cannot be cloned"):
+        run("apply", absent.root, "nowhere")
+    assert not absent.upstream.exists()
+    assert run("apply", absent.root, str(absent.root / "away")) == "4 patches are applied"
+
+
+def test_make_train_fills_an_empty_upstream_and_leaves_another_checkout_alone(absent):
+    make = ["make", "--no-print-directory", "-C", str(absent.root), "-f", str(ROOT / "Makefile"), "applied"]
+    call = [*make, f"PYTHON={sys.executable}", f"UPSTREAM_URL={absent.root / 'away'}"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and "4 patches are applied" in done.stdout, done.stderr
+    git(absent.upstream, "checkout", "--quiet", absent.series.base)
+    done = subprocess.run(call, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "make apply-patches" in done.stderr
+    assert absent.head == absent.series.base
 
 
 def test_get_takes_a_mirror_that_lacks_a_picture_but_no_code(project):
