@@ -21,6 +21,14 @@ METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
 CYCLES ?= 10
+# Of images for a benchmark: its name or a file of prompts, the adapter to fold in, processes (GPUs), the row's name in
+# tables, another prompt file, and a number of prompts per task.
+BENCH ?=
+ADAPTER ?=
+PROCESSES ?= 1
+LABEL ?=
+PROMPTS ?=
+LIMIT ?=
 OUT ?= runs/micro-base
 STEPS ?= 1800
 PLACEMENT ?= canonical
@@ -56,6 +64,20 @@ $(if $(filter-out native reference upstream,$(LOOP)),$(error unknown LOOP `$(LOO
 $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
 endif
 
+BENCHES := geneval dpg microeval
+ifneq ($(filter eval-images,$(MAKECMDGOALS)),)
+$(call check,MODEL,model)
+$(call check,METHOD,method)
+$(if $(strip $(BENCH)),,$(error BENCH names no benchmark (one of: $(BENCHES); or a file of prompts)))
+$(if $(filter $(BENCHES),$(BENCH))$(wildcard $(BENCH)),,$(error unknown BENCH `$(BENCH)` (one of: $(BENCHES); or a \
+	file of prompts)))
+$(if $(shell echo '$(PROCESSES)' | grep -xE '[1-9][0-9]{0,3}'),,$(error PROCESSES is `$(PROCESSES)`, not a number \
+	from 1))
+# OUT has a default for pretrain-micro.
+EVAL_OUT := $(if $(filter file,$(origin OUT)),runs/eval/$(MODEL)-$(notdir $(basename $(BENCH))),$(OUT))
+TORCHRUN := $(if $(filter-out 1,$(PROCESSES)),torchrun --standalone --nproc_per_node $(PROCESSES) -m htgrpo_ext.cli,htgrpo)
+endif
+
 REWARD_FILE := $(addprefix configs/reward/,$(addsuffix .yaml,$(REWARD)))
 MODEL_FILES := configs/model/$(MODEL).yaml $(REWARD_FILE)
 FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
@@ -68,7 +90,7 @@ PATCHES := $(PYTHON) -m htgrpo_ext.maskgrpo.patches
 empty :=
 comma := ,
 
-.PHONY: help setup train plan compare test lint pretrain-micro clean \
+.PHONY: help setup train plan compare eval-images test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
@@ -131,6 +153,11 @@ plan: $(READY)  ## Show what `make train` would do, with the same variables
 compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
 	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(subst $(empty) $(empty),$(comma),$(strip $(METHODS)))' \
 		--seeds $(SEEDS) --jobs $(JOBS) --set loop.cycles=$(CYCLES) $(SETS)
+
+eval-images: $(READY)  ## Paint a benchmark's prompts: BENCH, MODEL, CHECKPOINT, ADAPTER, OUT, PROCESSES, LABEL, PROMPTS, LIMIT, SET
+	@$(BIN)/$(TORCHRUN) eval generate $(MODEL_FILES) configs/method/$(METHOD).yaml $(SETS) --bench '$(BENCH)' \
+		--out '$(EVAL_OUT)' $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(LABEL),--label '$(LABEL)') \
+		$(if $(PROMPTS),--prompts '$(PROMPTS)') $(if $(LIMIT),--limit '$(LIMIT)')
 
 test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)

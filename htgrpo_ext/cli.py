@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from htgrpo_ext import __version__, cli_eval
+from htgrpo_ext.cli_eval import Files, Overrides
 from htgrpo_ext.errors import Stopped, UserError, one_line
 
 app = typer.Typer(
@@ -24,12 +25,6 @@ def _names(kind: str) -> list[str]:
     from htgrpo_ext.config import CONFIGS
 
     return sorted(file.stem for file in (CONFIGS / kind).glob("*.yaml"))
-
-
-Files = Annotated[
-    list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, or packaged ones (model/micro); later ones win.")
-]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
 
 
 class Loop(StrEnum):

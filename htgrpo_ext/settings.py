@@ -16,7 +16,7 @@ from htgrpo_ext.methods import METHODS
 from htgrpo_ext.methods.base import Method
 from htgrpo_ext.prompts.settings import PromptSource
 from htgrpo_ext.rewards.settings import RewardSettings
-from htgrpo_ext.rollouts.settings import RolloutSettings
+from htgrpo_ext.rollouts.settings import BenchmarkSampling, RolloutSettings
 from htgrpo_ext.section import Cycles, FolderName, NonNegative, Positive, Rows, Section, Seed, Updates, by_name, one_of
 
 # The sections that their `name` chooses, each with its choices.
@@ -77,6 +77,7 @@ class RunSettings(Section):
     prompts: list[PromptSource]
     reward: RewardSettings
     eval: AnyBenchmark | None = None  # None: the run is not evaluated
+    sampling: BenchmarkSampling | None = None  # of `htgrpo eval generate`; training does not read it
     log: LogSettings
 
     @field_validator("prompts")

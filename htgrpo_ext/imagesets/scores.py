@@ -1,5 +1,6 @@
 """What a scorer said of each image of a set: SET/scores/NAME.jsonl, one line per image, in the set's order."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.files import write_atomically
-from htgrpo_ext.imagesets.base import Item
+from htgrpo_ext.imagesets.base import IMAGES, Item, Suite
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,38 @@ def write_scores(folder: Path, scorer: str, lines: Iterable[ScoreLine], about: M
     text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
     write_atomically(folder / "scores" / f"{scorer}.jsonl", text)
     write_atomically(folder / "scores" / f"{scorer}.json", json.dumps(dict(about), indent=2) + "\n")
+
+
+def images_digest(folder: Path, suite: Suite, items: Sequence[Item]) -> str:
+    """sha256 of all files of a complete set, by name and content. folder: SET"""
+    root, whole = folder / IMAGES, hashlib.sha256()
+    for path in suite.files(root, items):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{digest} {path.relative_to(root)}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def refuse_changed_images(folder: Path, scorer: str, about: Mapping, suite: Suite, items: Sequence[Item]) -> None:
+    """Raise UserError if the images of a set are not those that a scorer saw. about: SET/scores/NAME.json"""
+    if about["images"] != images_digest(folder, suite, items):
+        raise UserError(
+            f"{folder / IMAGES}: the images changed since {scorer} scored them; score the set again (htgrpo eval score)"
+        )
+
+
+def read_about(folder: Path, scorer: str) -> dict | None:
+    """What scored a set: the content of SET/scores/NAME.json; None if it was not scored. Raises UserError."""
+    path = folder / "scores" / f"{scorer}.json"
+    try:
+        about = json.loads(path.read_text())
+        if not isinstance(about, dict) or not isinstance(about["images"], str):
+            raise ValueError("no digest of the images")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: broken or incomplete ({one_line(error)}); score the set again (--again)") from None
+    return about
 
 
 def read_scores(folder: Path, scorer: str, items: Sequence[Item], images_per_prompt: int) -> list[ScoreLine]:

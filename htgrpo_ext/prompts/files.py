@@ -35,30 +35,51 @@ def read_prompts(source: PromptSource) -> list[Line]:
 
 
 def _lines(path: Path, source: PromptSource) -> Iterator[Line]:
-    """The lines of a text file that are not blank. Only a line feed ends one, as in JSON lines."""
+    for text, place in text_lines(path):
+        if source.format == "text":
+            yield Line({"prompt": text}, place)
+        elif source.format == "jsonl":
+            yield Line({"prompt": text_at(source.column, json_object(text, place), place)}, place)
+        else:
+            yield Line(geneval_metadata(text, place), place)
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, each with its place. Only a line feed ends one, as in JSON lines."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
     for number, line in enumerate(lines, 1):
-        place, text = f"{path}:{number}", line.strip()
-        if not text:
-            continue
-        if source.format == "text":
-            yield Line({"prompt": text}, place)
-            continue
-        value: Any = None
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(line)
-        if source.format == "jsonl":
-            if not isinstance(value, dict):
-                raise UserError(f"{place}: not a JSON object")
-            if source.column not in value:
-                raise UserError(f"{place}: no key `{source.column}` (it has {', '.join(value)}; prompts.column)")
-            value = {"prompt": _text(value[source.column], place, source.column)}
-        elif problem := _geneval_problem(value):
-            raise UserError(f"{place}: not GenEval metadata ({problem})")
-        yield Line(value, place)
+        if text := line.strip():
+            yield text, f"{path}:{number}"
+
+
+def _parsed(text: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
+
+
+def json_object(text: str, place: str) -> dict:
+    """The JSON object of a line. Raises UserError for anything else."""
+    if not isinstance(value := _parsed(text), dict):
+        raise UserError(f"{place}: not a JSON object")
+    return value
+
+
+def text_at(key: str, value: dict, place: str, setting: str = "prompts.column") -> str:
+    """The text under a key of a line. Raises UserError if there is none; `setting` chooses another key."""
+    if key not in value:
+        raise UserError(f"{place}: no key `{key}` (it has {', '.join(value)}; {setting})")
+    return _text(value[key], place, key)
+
+
+def geneval_metadata(text: str, place: str) -> dict:
+    """GenEval's metadata of a line. Raises UserError for anything else."""
+    if problem := _geneval_problem(value := _parsed(text)):
+        raise UserError(f"{place}: not GenEval metadata ({problem})")
+    return value
 
 
 def _text(value: Any, place: str, column: str) -> str:

@@ -25,5 +25,9 @@ REWARDS = {
     "geneval-strict": Reward("geneval"),
     "hpsv3": Reward("hpsv3"),
     "imagereward": Reward("imagereward"),
+    "deqa": Reward("deqa"),
+    "iaa": Reward("unipercept"),
+    "iqa": Reward("unipercept"),
+    "ista": Reward("unipercept"),
     "unifiedreward": Reward("unifiedreward"),
 }

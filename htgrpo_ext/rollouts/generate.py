@@ -8,12 +8,10 @@ from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import SAMPLERS, Rollout, guided
 from htgrpo_ext.core.views import Prompts, RolloutBatch
-from htgrpo_ext.rollouts.settings import RolloutSettings
+from htgrpo_ext.rollouts.settings import Sampling
 
 
-def generate(
-    backbone: Denoiser, forward: SharedForward, prompts: Prompts, draws: Draws, settings: RolloutSettings
-) -> Rollout:
+def generate(backbone: Denoiser, forward: SharedForward, prompts: Prompts, draws: Draws, settings: Sampling) -> Rollout:
     """Sample one image for each of B prompt rows.
 
     draws     the noise of these rows

@@ -1,17 +1,14 @@
 """The folder of a run: who may use it, what the run continues from, and how it is made ready."""
 
-import fcntl
-import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from htgrpo_ext.config import load_settings, save_settings
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import held
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import flatten
 from htgrpo_ext.train.run import Run
@@ -42,56 +39,21 @@ def held_folder(settings: RunSettings, loop: str) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    folder, marker = settings.folder, settings.folder / MARKER
-    try:
-        if (found := folder.exists()) and any(folder.iterdir()) and not marker.exists():
+    folder = settings.folder
+
+    def refuse_other_loop(before: dict) -> None:
+        if before.get("loop", loop) != loop and any((folder / "checkpoints").glob("*")):
             raise UserError(
-                f"{folder}: there are files, but no run ({MARKER} is missing); give another `out`, or an empty folder"
+                f"{folder}: the run there was made by --loop {before['loop']}; use that, or give another `out`"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        file = marker.open("a+")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot hold a run ({error.strerror}); give another `out`") from error
-    with file:
-        _lock(file, marker)
-        before = _read(marker).get("loop", loop)
-        if before != loop and any((folder / "checkpoints").glob("*")):
-            raise UserError(f"{folder}: the run there was made by --loop {before}; use that, or give another `out`")
-        file.truncate(0)
-        file.write(json.dumps({"loop": loop, "host": socket.gethostname(), "process": os.getpid()}))
-        file.flush()
-        try:
-            yield
-        finally:
-            if not found and list(folder.iterdir()) == [marker]:  # it was refused before it wrote anything
-                marker.unlink()
-                folder.rmdir()
 
-
-def _lock(file: IO[str], marker: Path) -> None:
-    """Lock a run's marker until it is closed; the system does that after a kill. Raises UserError if it is locked."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        who = _read(marker)
-        where = f"process {who.get('process', '?')} on {who.get('host', '?')}"
-        raise UserError(f"{marker.parent}: another run is at work there ({where}); give another `out`") from error
-    except OSError:
-        pass  # a file system without locks
-
-
-def _read(marker: Path) -> dict:
-    """What a run noted in its marker: its loop, host and process."""
-    try:
-        found = json.loads(marker.read_text())
-    except (OSError, ValueError):  # a kill left it half written
-        return {}
-    return found if isinstance(found, dict) else {}
+    with held(folder, MARKER, "run", "run", "give another `out`", {"loop": loop}, refuse_other_loop):
+        yield
 
 
 def refuse_other_settings(settings: RunSettings, saved: RunSettings) -> None:
     """Raise UserError if a run would be continued with settings that make it another run. More cycles are fine."""
-    ignored = {"reward": {"terms": {"__all__": TERM_MAY_CHANGE}}}
+    ignored = {"sampling": True, "reward": {"terms": {"__all__": TERM_MAY_CHANGE}}}  # training does not read `sampling`
     now, then = (flatten(s.model_dump(mode="json", exclude=ignored), ".") for s in (settings, saved))
     changed = [key for key in now.keys() | then.keys() if now.get(key) != then.get(key)]
     grown = {key for key in MAY_GROW & now.keys() & then.keys() if now[key] > then[key]}

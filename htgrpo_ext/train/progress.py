@@ -1,10 +1,38 @@
 """What a person sees while training: one line with stage, reward and time left, or plain lines without a terminal."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from htgrpo_ext.settings import RunSettings
+
+
+@contextmanager
+def counted(title: str, total: int, unit: str, enabled: bool) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, elsewhere a line for every tenth; what it yields is called once per unit that is done."""
+    console = Console(quiet=not enabled)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(16),
+        TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=not enabled or not console.is_terminal,
+    )
+    task, done = bar.add_task(title, total=total), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        bar.advance(task)
+        if not console.is_terminal and (done * 10 // total != (done - 1) * 10 // total or done == 1):
+            console.print(f"{title}  {done}/{total} {unit}", highlight=False, markup=False)
+
+    with bar:
+        yield advance
 
 
 class TrainingProgress:

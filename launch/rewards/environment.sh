@@ -7,7 +7,9 @@
 #
 # `environment` makes .venv-rewards/NAME once, and anew when the list changes. Requirements after `--` are installed without
 # their dependencies. A requirement without a version has that of constraints.txt. At last the `imports` are imported. `serve`
-# runs `htgrpo serve-reward NAME "$@"`, or exits if the only argument is --setup-only.
+# runs `htgrpo serve-reward NAME "$@"`, or exits if the only argument is --setup-only. With HTGRPO_SCORE=1 it runs
+# `htgrpo eval score --scorer NAME "$@"` instead: launch/eval/*.sh. A function `extras FOLDER` is called, if there is one,
+# when the requirements are installed.
 #
 #     HTGRPO_REWARD_ENVIRONMENTS   another folder for the environments
 #     PYTHON                       Python 3.11 or newer; if unset, the first one found
@@ -19,6 +21,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ENVIRONMENTS=${HTGRPO_REWARD_ENVIRONMENTS:-$ROOT/.venv-rewards}
 # What a server needs. With numpy and torch in it, a script must name another version of them to get one.
 SERVING=(torch numpy pillow safetensors pydantic pyyaml typer rich fastapi uvicorn prometheus-client)
+CONSTRAINTS=$ROOT/constraints.txt
+PYTHONS="python3.11 python3.12 python3.13 python3" PYTHON_FITS="sys.version_info >= (3, 11)" PYTHON_NAME="3.11 or newer"
+PROJECT=(-e "$ROOT")
 
 fail() {
     echo "error: $*" >&2
@@ -27,13 +32,13 @@ fail() {
 
 find_python() {
     local python
-    for python in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
-        if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    for python in ${PYTHON:-$PYTHONS}; do
+        if "$python" -c "import sys; sys.exit(not $PYTHON_FITS)" 2>/dev/null; then
             echo "$python"
             return
         fi
     done
-    fail "no Python 3.11 or newer found (PYTHON=/path/to/python)"
+    fail "no Python $PYTHON_NAME found (PYTHON=/path/to/python)"
 }
 
 # constraints REQUIREMENT...: constraints.txt without the packages that have a version here.
@@ -41,13 +46,13 @@ constraints() {
     printf '%s\n' "$@" | awk '
         function name(text) { sub(/[][<>=!~;@ ].*/, "", text); gsub(/[_.]/, "-", text); return tolower(text) }
         NR == FNR { if (/[<>=!~@]/) given[name($0)] = 1; next }
-        !(name($0) in given)' - "$ROOT/constraints.txt"
+        !(name($0) in given)' - "$CONSTRAINTS"
 }
 
 environment() {
     local name=$1 module
     shift
-    local folder=$ENVIRONMENTS/$name log=$ENVIRONMENTS/$name.log list alone=() with=() python
+    local folder=$ENVIRONMENTS/$name log=$ENVIRONMENTS/$name.log list alone=() with=() python torch
     list=$(printf '%s\n' "${SERVING[@]}" "$@")
     [[ -f $folder/.ready && $(<"$folder/.ready") == "$list" ]] && return
     while (($#)) && [[ $1 != -- ]]; do
@@ -55,15 +60,20 @@ environment() {
         shift
     done
     alone=("${@:2}")
+    torch=torch
+    for module in "${with[@]}"; do
+        [[ $module == torch[=\<\>]* ]] && torch=$module
+    done
     python=$(find_python)
     mkdir -p "$ENVIRONMENTS" || fail "cannot write $ENVIRONMENTS (HTGRPO_REWARD_ENVIRONMENTS)"
     echo "setting up $folder with $python; this takes some minutes, once" >&2
     if ! {
         "$python" -m venv --clear "$folder" &&
             constraints "${with[@]}" "${alone[@]}" >"$folder/constraints.txt" &&
-            install "$folder" --no-deps torch && # first, else pip may try every release of torch
+            install "$folder" --no-deps "$torch" && # first, else pip may try every release of torch
             install "$folder" "${SERVING[@]}" "${with[@]}" &&
-            install "$folder" --no-deps "${alone[@]}" -e "$ROOT"
+            { ((${#alone[@]} + ${#PROJECT[@]} == 0)) || install "$folder" --no-deps "${alone[@]}" "${PROJECT[@]}"; } &&
+            { [[ $(type -t extras) != function ]] || extras "$folder"; }
     } >"$log" 2>&1; then
         fail "$name: no environment: $(grep -i '^error' "$log" | tail -1 || true) ($log)"
     fi
@@ -90,5 +100,6 @@ serve() {
     local name=$1
     shift
     [[ $* == --setup-only ]] && exit
+    [[ ${HTGRPO_SCORE:-} ]] && exec "$ENVIRONMENTS/$name/bin/htgrpo" eval score --scorer "$name" "$@"
     exec "$ENVIRONMENTS/$name/bin/htgrpo" serve-reward "$name" "$@"
 }

@@ -32,12 +32,14 @@ def run(tmp_path):
 
 
 def test_each_heavy_reward_has_a_script():
-    assert {path.stem for path in SCRIPTS} == {"clip", "geneval", "hpsv3", "imagereward", "unifiedreward"}
+    own = {reward.scorer for reward in REWARDS.values()} - {"micro", "aesthetic"}  # these two run where the run does
+    assert {path.stem for path in SCRIPTS} == own
 
 
 @every_script
 def test_a_script_sets_up_and_serves_the_reward_of_its_name(script, run):
-    assert script.stem in REWARDS and script.stem in scorer_class(script.stem).rewards
+    rows = {name for name, reward in REWARDS.items() if reward.scorer == script.stem}
+    assert rows and rows == set(scorer_class(script.stem).rewards)
     named = re.findall(r"^(?:environment|serve) ([a-z0-9]+)", script.read_text(), re.MULTILINE)
     assert set(named) == {script.stem}
     done = run(script, "--port", "1", "--set", "a=b c")

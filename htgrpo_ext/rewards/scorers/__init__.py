@@ -53,7 +53,7 @@ def scorer_class(name: str) -> type[Scorer]:
     """
     if ":" in name:
         file, _, wanted = name.partition(":")
-        module = _module_of(Path(file))
+        module = module_of(Path(file))
     else:
         module, wanted = importlib.import_module(f"{__name__}.{_scorer_name(name)}"), "Scorer"
     found = getattr(module, wanted, None)
@@ -71,7 +71,8 @@ def _scorer_name(name: str) -> str:
     return name
 
 
-def _module_of(file: Path) -> ModuleType:
+def module_of(file: Path) -> ModuleType:
+    """A user's Python file as a module. Raises UserError for whatever goes wrong in it."""
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     specification = importlib.util.spec_from_file_location(file.stem, file)

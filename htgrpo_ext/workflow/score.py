@@ -1,0 +1,86 @@
+"""Score a set of images: the scorer is calibrated, judges every image, and what it wrote is checked.
+
+Q items (prompts), I images per prompt.
+"""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from htgrpo_ext.errors import UserError
+from htgrpo_ext.files import held
+from htgrpo_ext.imagesets.base import IMAGES
+from htgrpo_ext.imagesets.scorers.base import Pictures, Scorer
+from htgrpo_ext.imagesets.scorers.calibration import calibrate, read_known
+from htgrpo_ext.imagesets.scorers.partial import PartialScores
+from htgrpo_ext.imagesets.scores import ScoreLine, images_digest, read_about, write_scores
+from htgrpo_ext.imagesets.sets import check_set
+
+FORMAT = 1
+PARTIAL, MARKER = "partial.jsonl", "scoring.json"
+Place = tuple[str, int]  # key of an item, number of its image
+
+
+def score(folder: Path, scorer: Scorer, origin: str, again: bool = False, calibration: Path | None = None) -> bool:
+    """Write SET/scores/NAME.jsonl and NAME.json.
+
+    folder       SET; it must be complete
+    origin       how the scorer was asked for: its name, or file.py:Class
+    again        score a set that was scored already
+    calibration  a folder of pictures whose verdict is known, besides the scorer's own; see scorers/calibration.py
+    Returns      False if these images were scored already; nothing is written then
+    Raises       UserError; what was scored before stays as it was
+    """
+    known = read_known(calibration) if calibration else []
+    suite, items, record = check_set(folder)
+    if scorer.suites is not None and suite.name not in scorer.suites:
+        raise UserError(f"{folder}: a set of {suite.title}, but {scorer.name} scores {', '.join(scorer.suites)}")
+    digest = images_digest(folder, suite, items)
+    before = None if again else read_about(folder, scorer.name)
+    if before and before["images"] == digest:
+        return False
+    work = folder / "scores" / scorer.name
+    with held(work, MARKER, "scorer's files", "process", "wait for it, or move them away"):
+        about = {"format": FORMAT, "scorer": origin, "images": digest, "options": scorer.model_dump(mode="json")}
+        about |= scorer.prepare()
+        known = [*scorer.known(), *known]
+        calibrated = calibrate(scorer, suite, known, work / "calibration") if known else []
+        pictures = Pictures(suite, folder / IMAGES, items, record.images_per_prompt, record.size)
+        lines = _scored(scorer, pictures, about, work)
+        if images_digest(folder, suite, items) != digest:
+            raise UserError(f"{folder / IMAGES}: the images changed while they were scored; score them again")
+        about |= {"lines": len(lines), "calibration": calibrated, **scorer.learnt(items)}
+        write_scores(folder, scorer.name, lines, about)
+        (work / PARTIAL).unlink()
+    return True
+
+
+def _scored(scorer: Scorer, pictures: Pictures, about: dict, work: Path) -> list[ScoreLine]:
+    """All lines; the first ones perhaps from before a kill."""
+    items, images, own = pictures.items, pictures.images_per_prompt, work / "work"
+    wanted = [(item.key, image) for item in items for image in range(images)]
+    if scorer.whole:
+        (work / PARTIAL).unlink(missing_ok=True)
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    with PartialScores(work / PARTIAL, about, wanted, images) as partial:
+        if left := items[len(partial.lines) // images :]:
+            for line in scorer.score(pictures._replace(items=left), own):
+                _check(scorer, line, len(partial.lines), wanted, own)
+                partial.add(line)
+        lines = partial.lines
+    if len(lines) != len(wanted):
+        raise UserError(f"scorer {scorer.name}: {len(lines)} lines for {len(wanted)} images ({own})")
+    return lines
+
+
+def _check(scorer: Scorer, line: ScoreLine, place: int, wanted: Sequence[Place], work: Path) -> None:
+    """Raise UserError for a line of another image than the one in turn, or without a finite number of each metric."""
+    if place >= len(wanted) or (line.item, line.image) != wanted[place]:
+        turn = "the end" if place >= len(wanted) else f"image {wanted[place][1]} of {wanted[place][0]}"
+        raise UserError(f"scorer {scorer.name}: a line of image {line.image} of {line.item}, not of {turn} ({work})")
+    wrong = [m for m in scorer.metrics if not math.isfinite(line.values.get(m, math.nan))]
+    if wrong or len(line.values) != len(scorer.metrics):
+        what = f"no finite `{wrong[0]}`" if wrong else "a metric that it does not have"
+        raise UserError(f"scorer {scorer.name}: image {line.image} of {line.item} got {what} ({work})")
