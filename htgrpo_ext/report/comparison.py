@@ -1,30 +1,33 @@
-"""Finished runs side by side: compare.json, compare.md, compare.png and the printed table.
+"""Finished runs side by side: compare.json, .md, .png and .html, and the printed table.
 
 S seeds, Q prompts, I images per prompt.
 """
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
+from PIL.Image import Image
 from rich.console import Console
-from rich.table import Table
 
 from htgrpo_ext.benchmarks import Benchmark, benchmark_of
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.files import write_atomically
+from htgrpo_ext.report.comparison_page import Part, comparison_page
 from htgrpo_ext.report.curves import SMOOTHED_CYCLES, STYLE, running_mean
-from htgrpo_ext.report.folder import read_config, read_metrics, read_prompts, read_scored, read_summary
+from htgrpo_ext.report.folder import Scored, read_config, read_metrics, read_prompts, read_scored, read_summary
+from htgrpo_ext.report.gallery import IMAGES_SHOWN, Gallery, Measure, Prompt, Run, gallery
+from htgrpo_ext.report.tables import Grid, half_width, interval, markdown, short, terminal
 
 INTERVALS = (
-    "Scores are means over seeds; gains are medians over seeds. Intervals: 95 %, bootstrap that draws seeds with "
-    "replacement, and prompts with replacement within each task, the same prompts for all seeds; with few seeds they "
-    "are a little too narrow. A task's ± is half its interval's width."
+    "Scores are means over seeds; gains are medians over seeds. Intervals: 95 %, by bootstrap over prompts within each "
+    "task, the same prompts for all seeds; the spread of the seeds is added as Student's t. A task's ± is half its "
+    "interval's width."
 )
 FORWARDS = "Forwards are rows through the model a cycle; seconds are means over seeds of a whole run."
 KINDS = ("rollout", "old", "reference", "new")
@@ -32,7 +35,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#55
 
 
 def write_comparison(folders: Sequence[Path], out: Path, console: Console) -> dict:
-    """Write compare.json, compare.md and compare.png for finished runs, in the order given, and print the table.
+    """Write compare.json, .md, .png and .html for finished runs, in the order given, and print the table.
 
     Returns what compare.json holds: every run's summary, and the methods' numbers over their seeds. Raises UserError
     if the runs were not all evaluated by one benchmark with equal settings.
@@ -61,22 +64,27 @@ def write_comparison(folders: Sequence[Path], out: Path, console: Console) -> di
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "compare.json", json.dumps(result, indent=2) + "\n")
     scores, cost = _score_rows(result, benchmark), _cost_rows(result)
-    together = [[*row, *rest[1:]] for row, rest in zip(scores, cost, strict=True)]
-    words, markdown = f"{INTERVALS} {FORWARDS}", _markdown(together)
-    tables = _tables(together, benchmark.title, console.width)
+    together = Grid(benchmark.title, [[*row, *rest[1:]] for row, rest in zip(scores, cost, strict=True)])
+    words, tables = f"{INTERVALS} {FORWARDS}", terminal(together, console.width)
+    apart = [Grid(benchmark.title, scores), Grid("Cost", cost)]
     if len(tables) > 1:  # too narrow a terminal for scores beside cost
-        tables = _tables(scores, benchmark.title, console.width) + _tables(cost, "Cost", console.width)
-    text = f"# {benchmark.title}\n\n{markdown}\n\n{words}\n\n"
-    if benchmark.published:
-        rows, title = _published_rows(result, benchmark), benchmark.published.title
-        text += f"# {title}\n\n{_markdown(rows)}\n\n{benchmark.published.note}\n\n"
-        tables += _tables(rows, title, console.width)
-    write_atomically(out / "compare.md", f"{text}![](compare.png)\n")
+        tables = [table for grid in apart for table in terminal(grid, console.width)]
+    text = f"# {benchmark.title}\n\n{markdown(together)}\n\n{words}\n\n"
     _draw(grouped, result, benchmark.title, out / "compare.png")
+    parts = [Part(benchmark.title, "", apart, figure=(out / "compare.png").read_bytes())]
+    if benchmark.published:
+        paper = Grid(benchmark.published.title, _published_rows(result, benchmark))
+        text += f"# {paper.title}\n\n{markdown(paper)}\n\n{benchmark.published.note}\n\n"
+        tables += terminal(paper, console.width)
+        parts.append(Part(paper.title, benchmark.published.note, [paper]))
+    write_atomically(out / "compare.md", f"{text}![](compare.png)\n")
+    title = f"{benchmark.title} · {', '.join(grouped)}"
+    page = comparison_page(title, _facts(folders, result), parts, words, [_gallery(grouped, benchmark)])
+    write_atomically(out / "compare.html", page)
     for table in tables:
         console.print(table)
     console.print(words, highlight=False)
-    console.print(out / "compare.md", highlight=False, soft_wrap=True)
+    console.print(out / "compare.html", highlight=False, soft_wrap=True)
     return result
 
 
@@ -126,22 +134,16 @@ def _base(folder: Path) -> dict:
 # --- tables ----------------------------------------------------------------------------------------------------
 
 
-def _short(score: float, sign: str = "") -> str:
-    """0.81 as .81"""
-    return f"{score:{sign}.2f}".replace("0.", ".", 1) if abs(round(score, 2)) < 1 else f"{score:{sign}.2f}"
-
-
 def _score_rows(result: dict, benchmark: Benchmark) -> list[list[str]]:
     tasks = list(result["base"]["tasks"])
     rows = [["method", *map(benchmark.task_words, tasks), "overall", "median gain"]]
     for label, numbers in {"base": result["base"], **result["methods"]}.items():
-        low, high = numbers["overall"]["interval"]
         cells = []
         for task in tasks:
             of_task = numbers["tasks"][task]
-            cells.append(f"{_short(of_task['mean'])} ±{_short((of_task['interval'][1] - of_task['interval'][0]) / 2)}")
-        overall = f"{_short(numbers['overall']['mean'])} [{_short(low)}, {_short(high)}]"
-        gain = _short(numbers["gain"]["median"], "+") if "gain" in numbers else "–"
+            cells.append(f"{short(of_task['mean'])} {half_width(*of_task['interval'])}")
+        overall = f"{short(numbers['overall']['mean'])} {interval(*numbers['overall']['interval'])}"
+        gain = short(numbers["gain"]["median"], "+") if "gain" in numbers else "–"
         rows.append([label, *cells, overall, gain])
     return rows
 
@@ -159,33 +161,39 @@ def _published_rows(result: dict, benchmark: Benchmark) -> list[list[str]]:
     rows = [["method", *benchmark.task_names.values(), "overall"]]
     for label in ("base", *result["methods"]):
         published = result["paper"].get(label, {}).values()
-        rows.append([label, *(map(_short, published) if published else "–" * (len(rows[0]) - 1))])
+        rows.append([label, *(map(short, published) if published else "–" * (len(rows[0]) - 1))])
     return rows
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    head, *rest = rows
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rest))
+# --- page ------------------------------------------------------------------------------------------------------
 
 
-def _tables(rows: list[list[str]], title: str, width: int) -> list[Table]:
-    """The rows as one table, or as several that fit the terminal; each begins with the first column."""
-    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
-    parts: list[list[int]] = [[]]
-    for i in range(1, len(widths)):
-        if parts[-1] and widths[0] + sum(widths[j] for j in parts[-1]) + widths[i] > width:
-            parts.append([])
-        parts[-1].append(i)
-    tables = []
-    for part in parts:
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-        for i in (0, *part):
-            table.add_column(rows[0][i], justify="right" if i else "left", no_wrap=True)
-        for row in rows[1:]:
-            table.add_row(*(row[i].replace("[", r"\[") for i in (0, *part)))
-        tables.append(table)
-    return tables
+def _facts(folders: Sequence[Path], result: dict) -> list[tuple[str, str]]:
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    evaluation = f"{result['runs'][0]['prompts']:,} prompts, {result['runs'][0]['images']:,} images"
+    model = read_config(folders[0])["model"]["name"]
+    return [("model", model), ("seeds", ", ".join(map(str, seeds))), ("evaluation", evaluation)]
+
+
+def _gallery(grouped: dict[str, list[Path]], benchmark: Benchmark) -> Gallery:
+    """The base model's images, and those of each method's first run."""
+    first = {label: folders[0] for label, folders in grouped.items()}
+    folder = next(iter(first.values()))
+    scored = {"base": read_scored(folder, "base")} | {row: read_scored(of, "trained") for row, of in first.items()}
+    runs = [
+        Run(label, partial(_pictures, benchmark, one), one.correct_QI, one.reasons_QI) for label, one in scored.items()
+    ]
+    measures = [
+        Measure("verdict", np.array([one.correct_QI for one in scored.values()], dtype=float)),
+        Measure("partial credit", np.array([one.partial_QI for one in scored.values()], dtype=float)),
+    ]
+    prompts = [Prompt(prompt["prompt"], benchmark.task_words(prompt["tag"])) for prompt in read_prompts(folder)]
+    title = "Images" if len(first) == sum(map(len, grouped.values())) else "Images, the first run of each method"
+    return gallery(title, prompts, runs, measures)
+
+
+def _pictures(benchmark: Benchmark, scored: Scored, place: int) -> list[Image]:
+    return benchmark.show(scored.kept_QI[place, :IMAGES_SHOWN])
 
 
 # --- figure ----------------------------------------------------------------------------------------------------

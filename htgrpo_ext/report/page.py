@@ -5,16 +5,12 @@ Here is what the page shows; how it looks is in page.html.jinja and page.css. Th
 Q prompts, I images per prompt, N image tokens, K updates.
 """
 
-import base64
-import io
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from PIL import Image
 
 from htgrpo_ext.benchmarks import Benchmark, benchmark_of
 from htgrpo_ext.core.stages import structure_count
@@ -35,6 +31,7 @@ from htgrpo_ext.report.folder import (
     read_summary,
 )
 from htgrpo_ext.report.summary import compared_cycles
+from htgrpo_ext.report.templates import templates
 
 PROMPTS_SHOWN = 2  # of each task
 PICTURE_SIDE = 256  # pixels of an evaluated image, at most
@@ -56,7 +53,7 @@ def write_report(folder: Path) -> Path:
     summary, config = read_summary(folder), read_config(folder)
     benchmark, rollout, evaluations = benchmark_of(config), read_rollout(folder), read_held_out(folder)
     page = (
-        _templates()
+        templates()
         .get_template("page.html.jinja")
         .render(
             summary=summary,
@@ -80,33 +77,6 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_atomically(path, page)
     return path
-
-
-def _templates() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data_uri": _data_uri, "png": _png, "duration": _duration}
-    return environment
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
-    return file.getvalue()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _rows(folder: Path, most: int) -> list[PictureRow]:

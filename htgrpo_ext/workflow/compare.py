@@ -139,7 +139,7 @@ def _outcome(run: Planned, code: int) -> str:
 def compare(files: list[Path], methods: list[Path], seeds: int, jobs: int, overrides: list[str], out: Path) -> None:
     """Train every method with seeds 0 .. `seeds` - 1 and lay the runs side by side in `out`.
 
-    Writes compare.json, compare.md and compare.png, and prints the table. Runs that failed are left out of it, and
+    Writes compare.json, .md, .png and .html, and prints the table. Runs that failed are left out of it, and
     named; then UserError is raised.
     """
     console = Console()

@@ -215,7 +215,7 @@ def test_no_table_breaks_a_word(finished, tmp_path, width):
     said = io.StringIO()
     write_comparison(finished[0], tmp_path, Console(file=said, width=width))
     lines = said.getvalue().splitlines()
-    assert all(len(line) <= max(width, len(str(tmp_path / "compare.md"))) for line in lines)
-    for word in ("counting", "attribution", "overall", "reference", "d1", "±", "replacement"):
+    assert all(len(line) <= max(width, len(str(tmp_path / "compare.html"))) for line in lines)
+    for word in ("counting", "attribution", "overall", "reference", "d1", "±", "Student"):
         assert any(word in line for line in lines), word
     assert "…" not in said.getvalue()
