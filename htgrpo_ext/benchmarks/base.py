@@ -66,7 +66,8 @@ class Evaluation(Section, ABC):
 class Benchmark(Evaluation):
     """An evaluation that judges images, before and after training. A subclass has a line in `BENCHMARKS`.
 
-    While training, the first prompts of each task are painted; it is for the benchmark that no run trains on them.
+    While training, the first prompts of each task are painted, the tasks in turn. That no run trains on them is the
+    benchmark's own care.
     """
 
     task_names: ClassVar[dict[str, str]]  # words for each task, in the order of tables; see `task_words`
@@ -82,12 +83,12 @@ class Benchmark(Evaluation):
 
     def held_out(self, trained: Iterable[dict]) -> list[dict]:
         counts: Counter[str] = Counter()
-        chosen = []
+        turns: list[list[dict]] = [[] for _ in range(HELD_OUT_PER_TASK)]
         for prompt in self.prompts():
+            if (turn := counts[prompt["tag"]]) < HELD_OUT_PER_TASK:
+                turns[turn].append(prompt)
             counts[prompt["tag"]] += 1
-            if counts[prompt["tag"]] <= HELD_OUT_PER_TASK:
-                chosen.append(prompt)
-        return chosen
+        return [prompt for turn in turns for prompt in turn]
 
     def task_words(self, task: str) -> str:
         """What people call a task."""

@@ -73,3 +73,17 @@ def test_benchmarks_load_no_torch_before_they_are_used():
     program = "import sys, htgrpo_ext.benchmarks; assert not {'torch', 'numpy', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True)
     assert MicroEval in BENCHMARKS
+
+
+def test_the_first_prompts_of_each_task_are_painted_while_training_the_tasks_in_turn():
+    benchmark = MicroEval(name="microeval", prompts_per_task=5, images_per_prompt=1, seed=0)
+    held_out, prompts = benchmark.held_out([]), benchmark.prompts()
+    assert benchmark.num_held_out == len(held_out) == 24
+    assert [prompt["tag"] for prompt in held_out[:6]] == list(TASKS) and held_out[:6] == prompts[::5]
+    few = MicroEval(name="microeval", prompts_per_task=1, images_per_prompt=1, seed=0)
+    assert few.held_out([]) == few.prompts()
+
+
+def test_held_out_prompts_are_no_benchmark():
+    section = {"name": "held-out", "every": 2, "num_prompts": 1, "images_per_prompt": 1, "seed": 0, "exclude": "x"}
+    assert benchmark_of({"eval": section}) is None
