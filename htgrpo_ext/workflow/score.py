@@ -42,29 +42,30 @@ def score(folder: Path, scorer: Scorer, origin: str, again: bool = False, calibr
         return False
     work = folder / "scores" / scorer.name
     with held(work, MARKER, "scorer's files", "process", "wait for it, or move them away"):
-        about = {"format": FORMAT, "scorer": origin, "images": digest, "options": scorer.model_dump(mode="json")}
-        about |= scorer.prepare()
+        about = {"format": FORMAT, "scorer": origin, "images": digest, **scorer.prepare()}
+        options = scorer.model_dump(mode="json")
+        header = about | {"options": {key: options[key] for key in options.keys() - scorer.incidental}}
         known = [*scorer.known(), *known]
         calibrated = calibrate(scorer, suite, known, work / "calibration") if known else []
         pictures = Pictures(suite, folder / IMAGES, items, record.images_per_prompt, record.size)
-        lines = _scored(scorer, pictures, about, work)
+        lines = _scored(scorer, pictures, header, work)
         if images_digest(folder, suite, items) != digest:
             raise UserError(f"{folder / IMAGES}: the images changed while they were scored; score them again")
-        about |= {"lines": len(lines), "calibration": calibrated, **scorer.learnt(items)}
+        about |= {"options": options, "lines": len(lines), "calibration": calibrated, **scorer.learnt(items)}
         write_scores(folder, scorer.name, lines, about)
         (work / PARTIAL).unlink()
     return True
 
 
-def _scored(scorer: Scorer, pictures: Pictures, about: dict, work: Path) -> list[ScoreLine]:
-    """All lines; the first ones perhaps from before a kill."""
+def _scored(scorer: Scorer, pictures: Pictures, header: dict, work: Path) -> list[ScoreLine]:
+    """All lines; the first ones perhaps from before a kill, by a scorer with the same header."""
     items, images, own = pictures.items, pictures.images_per_prompt, work / "work"
     wanted = [(item.key, image) for item in items for image in range(images)]
     if scorer.whole:
         (work / PARTIAL).unlink(missing_ok=True)
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
-    with PartialScores(work / PARTIAL, about, wanted, images) as partial:
+    with PartialScores(work / PARTIAL, header, wanted, images) as partial:
         if left := items[len(partial.lines) // images :]:
             for line in scorer.score(pictures._replace(items=left), own):
                 _check(scorer, line, len(partial.lines), wanted, own)

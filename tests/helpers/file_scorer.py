@@ -15,8 +15,10 @@ class Sums(Scorer):
     name = "sums"
     title = "Sums"
     metrics = ("sum",)
+    incidental = frozenset({"kill_at", "notes"})
 
     kill_at: int = -1  # when it would score so many more images
+    offset: int = 0  # added to every sum
     notes: Path = Path(os.devnull)  # a line for each image that it scored
 
     def score(self, pictures, work):
@@ -28,7 +30,7 @@ class Sums(Scorer):
                 scored += 1
                 with self.notes.open("a") as file:
                     file.write(f"{item.key} {number}\n")
-                yield ScoreLine(item.key, number, {"sum": float(sum(image.tobytes()))})
+                yield ScoreLine(item.key, number, {"sum": float(sum(image.tobytes()) + self.offset)})
 
     def columns(self, items, lines, about):
         return mean_columns(items, lines, {"sum": "Sum"}, "sum")

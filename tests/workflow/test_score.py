@@ -1,6 +1,5 @@
 """`htgrpo eval score`: what is written, what is refused, what a kill leaves; by the micro scorer and a user's."""
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from helpers.image_sets import made_set, picture
 from helpers.paths import HELPERS, PYTHONPATH
 from htgrpo_ext.benchmarks.aggregate import aggregate
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.imagesets.pngs import save_png
 from htgrpo_ext.imagesets.scorers import scorer_named
 from htgrpo_ext.imagesets.scores import ScoreLine, read_about, read_scores, refuse_changed_images
 from htgrpo_ext.imagesets.sets import check_set
@@ -77,12 +77,9 @@ def test_micros_columns_are_the_tasks_and_their_mean_the_benchmarks_overall(fold
 
 
 def test_a_picture_of_another_world_is_refused_by_name(folder):
-    _, items, record = check_set(folder)
+    _, _, record = check_set(folder)
     path = folder / "images/00040/samples/00001.png"
-    pixels = picture("noise", (128, 128))
-    from htgrpo_ext.imagesets.pngs import save_png
-
-    save_png(path, pixels, record.stamp, "00040/samples/00001.png")
+    save_png(path, picture("noise", (128, 128)), record.stamp, "00040/samples/00001.png")
     with pytest.raises(UserError, match=r"images: image 1 of 00040: no picture of the micro world"):
         score(folder, scorer_named("micro"), "micro")
     assert not (folder / "scores/micro.jsonl").exists()
@@ -105,49 +102,47 @@ def test_a_set_is_scored_once_unless_its_images_change_or_it_is_asked_to(folder,
     assert [a.item for a, b in zip(before, scored(folder), strict=True) if a != b] == ["00040"] * 4
 
 
+def attempt(folder, **options) -> int:
+    """The exit code of `htgrpo eval score` by the user's scorer, in a process of its own."""
+    command = [sys.executable, "-m", "htgrpo_ext.cli", "eval", "score", str(folder), "--scorer", SUMS]
+    command += [part for option in options.items() for part in ("--set", "{}={}".format(*option))]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, capture_output=True).returncode
+
+
 def test_a_kill_loses_no_line_and_scores_none_twice(folder, tmp_path):
-    """Killed at the 11th image, in the middle of an item, with a torn line; then killed again; then finished."""
-    notes = tmp_path / "notes"
-
-    def attempt(kill_at):
-        command = [sys.executable, "-m", "htgrpo_ext.cli", "eval", "score", str(folder), "--scorer", SUMS]
-        command += ["--set", f"notes={notes}", "--set", f"kill_at={kill_at}"]
-        return subprocess.run(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, capture_output=True).returncode
-
+    """Killed in the middle of the third item, with a torn line; then killed at once; then finished."""
+    notes, partial = tmp_path / "notes", folder / "scores/sums/partial.jsonl"
     undisturbed = shutil.copytree(folder, tmp_path / "undisturbed")
     score(undisturbed, scorer_named(SUMS), SUMS)
-    partial = folder / "scores/sums/partial.jsonl"
-    assert attempt(10) == -signal.SIGKILL
-    # The options are part of the header, and this one is only there to kill.
-    saved = partial.read_text().replace('"kill_at": 10', '"kill_at": 0')
-    assert len(saved.splitlines()) == 11
-    partial.write_text(saved + '{"item": "0004')
-    assert attempt(0) == -signal.SIGKILL
-    assert len(partial.read_text().splitlines()) == 1 + 8  # the item that was not whole is scored again
-    partial.write_text(partial.read_text().replace('"kill_at": 0', '"kill_at": -1'))
-    assert attempt(-1) == 0
+    assert attempt(folder, notes=notes, kill_at=10) == -signal.SIGKILL
+    assert len(partial.read_text().splitlines()) == 1 + 10
+    with partial.open("a") as file:
+        file.write('{"item": "0004')
+    assert attempt(folder, notes=notes, kill_at=0) == -signal.SIGKILL
+    assert len(partial.read_text().splitlines()) == 1 + 8  # an item that is not whole is scored again
+    assert attempt(folder, notes=notes) == 0
     assert (folder / "scores/sums.jsonl").read_bytes() == (undisturbed / "scores/sums.jsonl").read_bytes()
     wanted = [f"{line.item} {line.image}" for line in scored(folder)]
     assert notes.read_text().splitlines() == wanted[:10] + wanted[8:]
     assert not partial.exists()
 
 
-def test_a_part_that_was_scored_with_other_options_or_of_other_images_is_not_continued(folder, tmp_path):
-    for change in ('"images": "sha256:', '"options": {"kill_at": '):
-        notes = tmp_path / "notes"
-        notes.write_text("")
-        scorer = scorer_named(SUMS, {"notes": str(notes)})
-        partial = folder / "scores/sums/partial.jsonl"
-        score(folder, scorer, SUMS, again=True)
-        about = {"format": 1, "scorer": SUMS, "images": (read_about(folder, "sums") or {})["images"]}
-        header = json.dumps(about | {"options": scorer.model_dump(mode="json")})
-        line = json.dumps({"item": "00000", "image": 0, "values": {"sum": 1.0}, "reason": "", "answers": {}})
-        lines = [line.replace('"image": 0', f'"image": {i}') for i in range(4)]
-        assert change in header
-        partial.write_text("\n".join([header.replace(change, change + "1"), *lines]) + "\n")
-        notes.write_text("")
-        score(folder, scorer, SUMS, again=True)
-        assert len(notes.read_text().splitlines()) == IMAGES and scored(folder)[0].values["sum"] != 1.0
+def test_lines_of_other_options_or_other_images_are_not_continued(folder, tmp_path):
+    fresh = shutil.copytree(folder, tmp_path / "fresh")
+    score(fresh, scorer_named(SUMS), SUMS)
+    assert attempt(folder, offset=5, kill_at=20) == -signal.SIGKILL
+    score(folder, scorer_named(SUMS), SUMS)
+    assert scored(folder) == scored(fresh)
+
+    suite, items, record = check_set(fresh)
+    assert attempt(folder, offset=5, kill_at=20) == 0  # these images were scored already
+    shutil.rmtree(folder / "scores")
+    assert attempt(folder, kill_at=20) == -signal.SIGKILL
+    for place in (folder, fresh):
+        shutil.rmtree(place / "images/00000")
+        suite.save(place / "images", items[0], [picture(i, (128, 128)) for i in range(4)], record.stamp)
+        score(place, scorer_named(SUMS), SUMS)
+    assert scored(folder) == scored(fresh)
 
 
 class Scripted(scorer_named(SUMS).__class__):

@@ -50,6 +50,7 @@ class Scorer(Section, ABC):
     suites: ClassVar[tuple[str, ...] | None] = None  # names of the suites that it can score; None: any
     metrics: ClassVar[tuple[str, ...]]  # the keys of every line's values
     whole: ClassVar[bool] = False  # it scores a set at once: after a kill it begins again
+    incidental: ClassVar[frozenset[str]] = frozenset()  # options on which no score depends, such as a device
 
     def prepare(self) -> dict:
         """What scores here, such as commits and versions, for SET/scores/NAME.json. Called before anything is scored.

@@ -79,13 +79,13 @@ def calibrate(scorer: Scorer, suite: Suite, known: Sequence[Known], folder: Path
     for place, each in enumerate(known):
         for line in lines[place * images : (place + 1) * images]:
             faults = list(_faults(each, line.values))
-            wrong += faults if len(wrong) < 3 else []
+            wrong += [fault for fault in faults if fault not in wrong]
             if line.image == 0 or faults:
                 results.append({"picture": each.item.key, "prompt": each.item.prompt, "values": dict(line.values)})
     if wrong:
         raise UserError(
             f"scorer {scorer.name} does not work here, its calibration pictures come out wrong: "
-            f"{'; '.join(dict.fromkeys(wrong))} ({folder})"
+            f"{'; '.join(wrong[:3])} ({folder})"
         )
     return results
 

@@ -69,12 +69,14 @@ def read_results(path: Path, pictures: Pictures) -> list[ScoreLine]:
         where = f"{path}:{number}"
         try:
             line = json.loads(text)
-            place = places[Path(line["filename"]).absolute()]
+            file = Path(line["filename"]).absolute()
             metadata, correct, reason = json.loads(line["metadata"]), line["correct"], line["reason"]
             if not isinstance(correct, bool):
                 raise TypeError("`correct` is neither true nor false")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: no verdict on an image of this set ({one_line(error)})") from None
+            raise UserError(f"{where}: no verdict ({one_line(repr(error))})") from None
+        if (place := places.get(file)) is None:
+            raise UserError(f"{where}: a verdict on {file}, which is not in this set")
         if metadata != tasks[place[0]]:
             raise UserError(f"{where}: a verdict on another prompt than that of {place[0]}")
         if place in found:

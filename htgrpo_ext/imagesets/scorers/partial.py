@@ -20,7 +20,7 @@ class PartialScores:
     """
 
     def __init__(self, path: Path, header: Mapping, wanted: Sequence[tuple[str, int]], images_per_prompt: int):
-        first = json.dumps(dict(header)) + "\n"
+        first = json.dumps(dict(header), sort_keys=True) + "\n"
         lines = _complete(path, first, wanted)
         self.lines = lines[: len(lines) - len(lines) % images_per_prompt]
         write_atomically(path, first + "".join(_text(line) for line in self.lines))

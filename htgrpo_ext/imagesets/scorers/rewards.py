@@ -42,6 +42,7 @@ class RewardModel(Scorer):
     batch_size: Rows = 16
     timeout: Seconds = 600.0  # of a request
 
+    incidental = frozenset({"url", "device", "batch_size", "timeout"})
     titles: ClassVar[Mapping[str, str]]  # of each metric, which is the reward's name
 
     @field_validator("url")
