@@ -24,10 +24,10 @@ PAPER = {  # by table
 }
 WORDS = (
     "Intervals: 95 %, by bootstrap over prompts within each task, the same prompts for all rows; ± is half an "
-    "interval's width. The spread of a row's runs is added as Student's t. A difference is paired prompt by prompt; * marks one "
-    "whose interval excludes 0. Images needed: so many of each run, at as many per prompt, would show a difference of "
-    "this size in four of five comparisons (normal approximation, 5 %, the same runs). Where nearly all images of a "
-    "task agree, its interval is too narrow."
+    "interval's width. The spread of a row's runs is added as Student's t. A difference is paired prompt by prompt; * "
+    "marks one whose interval excludes 0. Images needed: so many of each run, at as many per prompt, would show a "
+    "difference of this size in four of five comparisons (normal approximation, 5 %, the same runs). Where nearly all "
+    "images of a task agree, its interval is too narrow."
 )
 ANOTHER = "MicroEval is another evaluation, of another model: read its numbers beside the paper's, not against them."
 

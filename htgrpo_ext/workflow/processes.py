@@ -40,10 +40,12 @@ class Job:
     appends: bool = False  # to the log of an earlier try
 
 
-def last_line(log: Path) -> str:
-    """The last thing that a command said."""
+def last_words(log: Path) -> str:
+    """A command's last `error:` line, which a launcher buries under words of its own; else the last line."""
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((one_line(line, 300) for line in reversed(lines) if line.strip()), "nothing said")
+    said = [line for line in lines if line.strip()] or ["nothing said"]
+    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+    return one_line([*said[-1:], *errors][-1], 300)
 
 
 def cores() -> int:

@@ -32,7 +32,7 @@ from htgrpo_ext.report.ablation import FULL, of_table, write_ablation
 from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.workflow.compare import plan
 from htgrpo_ext.workflow.cost import print_cost
-from htgrpo_ext.workflow.processes import Job, last_line, run_jobs, stop_on_sigterm
+from htgrpo_ext.workflow.processes import Job, last_words, run_jobs, stop_on_sigterm
 from htgrpo_ext.workflow.stages import CLI, HTGRPO, Generate, Score, Stage, Summarize, Train
 
 BASE = "base"
@@ -190,7 +190,7 @@ def _draw_ablation(number: int, stages: Sequence[Stage], tables: Path, console: 
 
 def _job(stage: Stage) -> Job:
     def outcome(code: int) -> tuple[bool, str]:
-        problem = f"failed with exit code {code} ({last_line(stage.log)})" if code else _left(stage)
+        problem = f"failed with exit code {code} ({last_words(stage.log)})" if code else _left(stage)
         return not problem, f"{stage.name}  {f'{problem}, see {stage.log}' if problem else stage.result()}"
 
     return Job(stage.name, stage.words, stage.log, stage.total, stage.done, outcome, appends=stage.log.exists())
