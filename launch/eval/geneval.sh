@@ -10,6 +10,7 @@ requirements=(
     torch==2.1.2 torchvision==0.16.2 numpy==1.26.4 # the newest with which mmcv 1.7 is known to build, for Hopper too
     mmdet==2.28.2                                  # the last one of mmcv 1.x; GenEval's authors have 2.27
     open_clip_torch==2.24.0 clip-benchmark==1.6.1 pandas==2.2.3 transformers==4.36.1
+    addict==2.4.0 opencv-python-headless==4.10.0.84 yapf==0.40.1 # mmcv's; it calls yapf as later ones do not allow
     setuptools==69.5.1 wheel==0.43.0 ninja==1.11.1.1 # mmcv imports pkg_resources, which later ones drop
 )
 imports=(mmcv.ops mmdet.apis open_clip clip_benchmark.metrics.zeroshot_classification)

@@ -49,7 +49,7 @@ def scored(folder):
 def test_verdicts_are_brought_into_the_order_of_the_set(folder, scorer):
     score(folder, scorer, "geneval")
     theirs = {}
-    for text in (folder / "scores/geneval/work/results.jsonl").read_text().splitlines():
+    for text in (folder / "scores/geneval/run/work/results.jsonl").read_text().splitlines():
         line = json.loads(text)
         *_, item, _, name = line["filename"].split("/")
         theirs[item, int(name.removesuffix(".png"))] = (float(line["correct"]), line["reason"])
@@ -177,7 +177,7 @@ def test_our_sums_are_those_of_the_benchmarks_own_summary(tmp_path):
     made_set(folder, "geneval", written(tmp_path / "prompts.jsonl", geneval_lines()))
     score(folder, scorer, "geneval")
     done = subprocess.run(
-        [sys.executable, theirs, folder / "scores/geneval/work/results.jsonl"],
+        [sys.executable, theirs, folder / "scores/geneval/run/work/results.jsonl"],
         capture_output=True,
         text=True,
         check=True,
