@@ -21,6 +21,9 @@ METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
 CYCLES ?= 10
+# Scored sets of images to compare instead of training, or folders that hold some; and the row that differences are from.
+RUNS ?=
+BASELINE ?=
 # Of images for a benchmark: its name or a file of prompts, the adapter to fold in, processes (GPUs), the row's name in
 # tables, another prompt file, and a number of prompts per task.
 BENCH ?=
@@ -150,9 +153,14 @@ train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## T
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
-compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
+compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; or RUNS="a b", BASELINE, OUT: scored images
+ifneq ($(strip $(RUNS)),)
+	@$(BIN)/htgrpo eval summarize $(RUNS) $(if $(BASELINE),--baseline '$(BASELINE)') \
+		--out '$(if $(filter file,$(origin OUT)),runs/compare,$(OUT))' $(if $(filter file,$(origin MODEL)),,--model '$(MODEL)')
+else
 	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(subst $(empty) $(empty),$(comma),$(strip $(METHODS)))' \
 		--seeds $(SEEDS) --jobs $(JOBS) --set loop.cycles=$(CYCLES) $(SETS)
+endif
 
 eval-images: $(READY)  ## Paint a benchmark's prompts: BENCH, MODEL, CHECKPOINT, ADAPTER, OUT, PROCESSES, LABEL, PROMPTS, LIMIT, SET
 	@$(BIN)/$(TORCHRUN) eval generate $(MODEL_FILES) configs/method/$(METHOD).yaml $(SETS) --bench '$(BENCH)' \

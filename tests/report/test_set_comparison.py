@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from helpers.command import run
 from helpers.compared_sets import SAMPLER, micro_items, write_lines, write_set, write_verdicts
+from helpers.paths import ROOT
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.imagesets.record import read_record, write_record
 from htgrpo_ext.report.set_comparison import write_set_comparison
@@ -230,6 +232,11 @@ def spoil_image(sets):
     return "base"
 
 
+def spoil_the_model_asked_for(sets):
+    sets["--model"] = "lumina"
+    return "base: a set of the model mmada, not of lumina"
+
+
 def spoil_nothing(sets):
     sets["empty"] = sets["base"].parent / "empty"
     sets["empty"].mkdir()
@@ -242,9 +249,29 @@ SPOILS = [value for name, value in sorted(globals().items()) if name.startswith(
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
 def test_sets_that_cannot_be_compared_are_refused_by_name(spoil, sets):
     message = spoil(sets)
+    model = sets.pop("--model", None)
     with pytest.raises(UserError, match=message) as refused:
-        read_sets(list(sets.values()))
+        read_sets(list(sets.values()), model)
     assert "\n" not in str(refused.value)
+
+
+def test_make_compare_takes_scored_sets_instead_of_training():
+    said = subprocess.run(
+        ["make", "-n", "compare", "MODEL=lumina", "RUNS=a b", "BASELINE=base", "OUT=c", "READY="],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "htgrpo eval summarize a b --baseline 'base' --out 'c' --model 'lumina'" in " ".join(
+        said.replace("\\\n", "").split()
+    )
+    assert "htgrpo compare" not in said
+
+
+def test_part_of_a_benchmark_is_called_so(sets, tmp_path):
+    made_anew(sets["base"], limit=3)
+    result = write_set_comparison(read_sets([sets["base"]]), None, tmp_path, Console(file=io.StringIO()))
+    assert result["tables"][0]["limit"] == 3
+    for kind in ("md", "html"):
+        assert "Not the whole benchmark: 3 prompts of each task." in (tmp_path / f"summary.{kind}").read_text()
 
 
 def test_nothing_is_written_for_what_is_refused(sets, tmp_path, monkeypatch, capsys):
