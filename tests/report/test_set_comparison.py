@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from helpers.command import run
 from helpers.compared_sets import SAMPLER, micro_items, write_lines, write_set, write_verdicts
 from helpers.paths import ROOT
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.imagesets.base import Item
 from htgrpo_ext.imagesets.record import read_record, write_record
 from htgrpo_ext.report.set_comparison import write_set_comparison
 from htgrpo_ext.report.sets import read_sets
@@ -152,6 +154,29 @@ def test_benchmarks_have_tables_of_their_own(made, sets, tmp_path):
     )
     assert [table["title"] for table in result["tables"]][::2] == ["GenEval", "MicroEval"]
     assert "another evaluation" in result["tables"][-1]["note"]
+
+
+def test_dpg_bench_is_reported_repaired_and_as_its_script_counts(tmp_path):
+    """Two prompts with two questions each; the script skips the first prompt's first, to which its second refers."""
+    items = [Item(key, f"prompt {key}", {"item_id": key}, json.dumps({"item_id": key})) for key in ("a", "b")]
+    folder, _ = write_set(
+        tmp_path / "dpg", items, 0.5, "sha256:d", "dpg", paint=lambda: Image.new("RGB", (8, 8)), size=(8, 8)
+    )
+    questions = {key: {"1": ["entity - whole", [0]], "2": ["global", [1]]} for key in ("a", "b")}
+    answers = {"1": True, "2": False}  # each image scores 1/2
+    write_lines(
+        folder, items, "dpg", lambda n: ({"dpg": 0.5}, "", answers if n < 6 else {"1": True, "2": True}), "dpg",
+        questions=questions, first_question=["a", 1],
+    )  # fmt: skip
+    benches = read_sets([folder])
+    repaired, script = write_set_comparison(benches, None, tmp_path / "out", Console(file=io.StringIO()))["tables"]
+    assert (repaired["title"], script["title"]) == ("DPG-Bench", "DPG-Bench as its script counts")
+    assert list(repaired["columns"].values())[-1] == "Overall" and "entity" in repaired["columns"]
+    (row,), (by_script,) = repaired["rows"], script["rows"]
+    assert row["scores"]["overall"]["score"] == pytest.approx(100 * (0.5 + 0.75) / 2)
+    assert by_script["scores"]["overall"]["score"] == pytest.approx(75)  # of `b` alone
+    assert row["scores"]["global"]["score"] == pytest.approx(25)
+    assert [line["scores"]["overall"] for line in repaired["paper"]] == [70.51, 75.81, 74.37, 81.09]
 
 
 # --- refused ---------------------------------------------------------------------------------------------------
