@@ -28,6 +28,11 @@ class Micro(ModelSection):
     def num_image_tokens(self) -> int:
         return world.NUM_IMAGE_TOKENS
 
+    def absent(self, pixels: bool) -> list[str]:
+        if (self.checkpoint / "config.json").exists():
+            return []
+        return [f"{self.checkpoint}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)"]
+
     def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "MicroBackbone":
         from htgrpo_ext.backbones.micro.backbone import MicroBackbone
 
