@@ -85,6 +85,14 @@ EVAL_OUT := $(if $(filter file,$(origin OUT)),runs/eval/$(MODEL)-$(notdir $(base
 TORCHRUN := $(if $(filter-out 1,$(PROCESSES)),torchrun --standalone --nproc_per_node $(PROCESSES) -m htgrpo_ext.cli,htgrpo)
 endif
 
+# A scorer's environment is made by its script; one behind a server needs none.
+ifneq ($(filter eval-score,$(MAKECMDGOALS)),)
+SCORER_SCRIPT := $(if $(filter url=%,$(SET)),,$(wildcard launch/eval/$(filter-out official,$(SCORER)).sh))
+$(if $(strip $(SCORER)),,$(error SCORER names no scorer (one of: $(filter-out official,$(notdir $(basename $(wildcard \
+	launch/eval/*.sh)))) micro; or file.py:Class)))
+$(if $(filter file,$(origin OUT)),$(error OUT names no set of images (the OUT of `make eval-images`)))
+endif
+
 REWARD_FILE := $(addprefix configs/reward/,$(addsuffix .yaml,$(REWARD)))
 MODEL_FILES := configs/model/$(MODEL).yaml $(REWARD_FILE)
 FILES := $(MODEL_FILES) configs/method/$(METHOD).yaml $(addprefix configs/ablation/,$(addsuffix .yaml,$(ABLATION)))
@@ -101,7 +109,7 @@ comma := ,
 listed = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 yes = $(filter-out 0 no false,$(1))
 
-.PHONY: help setup train plan compare ablate reproduce eval-images test lint pretrain-micro clean \
+.PHONY: help setup train plan compare ablate reproduce eval-images eval-score test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
@@ -188,6 +196,10 @@ eval-images: $(READY)  ## Paint a benchmark's prompts: BENCH, MODEL, CHECKPOINT,
 		--out '$(EVAL_OUT)' $(if $(ADAPTER),--adapter '$(ADAPTER)') $(if $(LABEL),--label '$(LABEL)') \
 		$(if $(PROMPTS),--prompts '$(PROMPTS)') $(if $(LIMIT),--limit '$(LIMIT)')
 
+eval-score: $(READY)  ## Have a scorer judge a set: SCORER, OUT, SET="option=value", CALIBRATION=folder, AGAIN=1
+	@$(or $(SCORER_SCRIPT),$(BIN)/htgrpo eval score --scorer '$(SCORER)') '$(OUT)' $(foreach s,$(SET),--set '$(s)') \
+		$(if $(CALIBRATION),--calibration '$(CALIBRATION)') $(if $(filter-out 0 no false,$(AGAIN)),--again)
+
 test: $(READY) $(TEST_CLIP)  ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 
@@ -214,7 +226,7 @@ applied:
 	@test -e upstream/.git || $(PATCHES) apply $(FROM)
 	@$(PATCHES) applied >/dev/null
 
-test-upstream:  ## Run the tests beside MaskGRPO's code: UPSTREAM_URL; MMADA_CHECKOUT, LUMINA_CHECKOUT, GENEVAL_CHECKOUT for others'
+test-upstream:  ## Run the tests beside MaskGRPO's code: UPSTREAM_URL; MMADA_, LUMINA_, GENEVAL_, DPG_CHECKOUT for others'
 	@$(PATCHES) get $(FROM)
 	@$(PATCHES) apply
 	@$(MAKE) --no-print-directory setup-upstream

@@ -2,7 +2,7 @@
 
 UPSTREAM_CHECKOUT (else the folder upstream/) is github.com/martian422/MaskGRPO, MMADA_CHECKOUT
 github.com/Gen-Verse/MMaDA, LUMINA_CHECKOUT github.com/Alpha-VLLM/Lumina-DiMOO, GENEVAL_CHECKOUT
-github.com/djghosh13/geneval.
+github.com/djghosh13/geneval, DPG_CHECKOUT github.com/TencentQQGYLab/ELLA.
 """
 
 import importlib

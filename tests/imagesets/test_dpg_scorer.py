@@ -94,7 +94,7 @@ def test_both_counts_by_hand():
 
 def test_the_item_that_the_script_drops_is_asked_again(folder, scorer):
     score(folder, scorer, "dpg")
-    log = (folder / "scores/dpg/work/script/log.txt").read_text()
+    log = (folder / "scores/dpg/run/work/script/log.txt").read_text()
     assert log == "Failed filename: coco0.png 1\n"
     items, lines, about = scored(folder)
     assert about["first_question"] == ["coco0", 1] and len(lines) == 40
@@ -106,7 +106,7 @@ def test_the_item_that_the_script_drops_is_asked_again(folder, scorer):
     assert scorer.columns(items, lines, about).columns[-1].count_Q.sum() == 10
     official = scorer.columns_official(items, lines, about)
     assert official.columns[-1].count_Q.tolist() == [0] + [1] * 9
-    result = (folder / "scores/dpg/work/script/result.txt").read_text()
+    result = (folder / "scores/dpg/run/work/script/result.txt").read_text()
     assert f"DPG-Bench score: {shown(official)['overall']:.8f}"[:25] in result
     assert about["calibration"][0] == {"picture": "grey", "prompt": "Is there a dog?", "values": {"dpg": 0.0}}
 
@@ -120,7 +120,7 @@ def test_a_set_without_the_first_item_is_asked_once(tmp_path):
     score(folder, scorer, "dpg")
     items, lines, about = scored(folder)
     overall = [f(items, lines, about).columns[-1].total_Q.tolist() for f in (scorer.columns, scorer.columns_official)]
-    assert overall[0] == overall[1] and not (folder / "scores/dpg/work/script-repaired").exists()
+    assert overall[0] == overall[1] and not (folder / "scores/dpg/run/work/script-repaired").exists()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_our_sums_are_those_of_the_benchmarks_own_script(tmp_path, monkeypatch):
     score(folder, scorer, "dpg")
     items, lines, about = scored(folder)
     assert len(lines) == 4260
-    script = folder / "scores/dpg/work/script"
+    script = folder / "scores/dpg/run/work/script"
     assert re.findall("Failed filename: .*", (script / "log.txt").read_text()) == ["Failed filename: coco0.png 1"]
     result = (script / "result.txt").read_text()
     official = scorer.columns_official(items, lines, about)
@@ -189,6 +189,6 @@ def test_our_sums_are_those_of_the_benchmarks_own_script(tmp_path, monkeypatch):
     assert list(ours) == CATEGORIES
     assert ours == pytest.approx({name: float(value) for name, value in theirs.items()}, abs=1e-9)
     repaired = shown(scorer.columns(items, lines, about))
-    again = (folder / "scores/dpg/work/script-repaired/result.txt").read_text()
+    again = (folder / "scores/dpg/run/work/script-repaired/result.txt").read_text()
     dropped = float(re.findall("DPG-Bench score: (.*)", again)[0])
     assert repaired["overall"] == pytest.approx((1064 * ours["overall"] + dropped) / 1065, abs=1e-9)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.authors import checkout
-from helpers.image_sets import geneval_lines, made_set, written
+from helpers.image_sets import geneval_lines, made_set, picture, written
 from helpers.standins import standin
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.imagesets.scorers import scorer_named
@@ -49,7 +49,7 @@ def scored(folder):
 def test_verdicts_are_brought_into_the_order_of_the_set(folder, scorer):
     score(folder, scorer, "geneval")
     theirs = {}
-    for text in (folder / "scores/geneval/work/results.jsonl").read_text().splitlines():
+    for text in (folder / "scores/geneval/run/work/results.jsonl").read_text().splitlines():
         line = json.loads(text)
         *_, item, _, name = line["filename"].split("/")
         theirs[item, int(name.removesuffix(".png"))] = (float(line["correct"]), line["reason"])
@@ -122,6 +122,18 @@ def test_pictures_of_the_users_must_come_out_as_they_say(folder, scorer, tmp_pat
         score(folder, scorer, "geneval", again=True, calibration=known)
 
 
+def test_a_detector_that_finds_nothing_is_refused(folder, scorer, tmp_path, monkeypatch):
+    """As on a GPU for which its kernels were not compiled; every blank picture is right then, but not the dog."""
+    picture("dog", (64, 64)).save(tmp_path / "dog.jpg")
+    sees = scorer.model_copy(update={"models": tmp_path})
+    monkeypatch.setenv("STANDIN", "blind")
+    with pytest.raises(UserError, match=r"come out wrong: dog.jpg, `a photo of a dog`: correct is 0, not 1 \("):
+        score(folder, sees, "geneval")
+    monkeypatch.setenv("STANDIN", "sees")
+    score(folder, sees, "geneval")
+    assert [each["picture"] for each in (read_about(folder, "geneval") or {})["calibration"]][-1] == "dog.jpg"
+
+
 def test_another_checkout_or_a_changed_one_is_refused(folder, tmp_path):
     options = standin(tmp_path / "checkout", "geneval") | {"commit": "af4902f"}
 
@@ -141,6 +153,10 @@ def test_another_checkout_or_a_changed_one_is_refused(folder, tmp_path):
         score(folder, scorer_named("geneval", options), "geneval")
     head = subprocess.run(["git", "-C", tmp_path / "checkout", "rev-parse", "HEAD"], capture_output=True, text=True)
     options["commit"] = head.stdout.strip()
+    with pytest.raises(
+        UserError, match=r"scorer geneval: no calibration picture nowhere/dog.jpg \(launch/eval/geneval"
+    ):
+        score(folder, scorer_named("geneval", options | {"models": "nowhere"}), "geneval")
     (tmp_path / "checkout/evaluation/evaluate_images.py").write_text("print('no')")
     with pytest.raises(UserError, match=r"checkout is changed, not at"):
         score(folder, scorer_named("geneval", options), "geneval")
@@ -161,7 +177,7 @@ def test_our_sums_are_those_of_the_benchmarks_own_summary(tmp_path):
     made_set(folder, "geneval", written(tmp_path / "prompts.jsonl", geneval_lines()))
     score(folder, scorer, "geneval")
     done = subprocess.run(
-        [sys.executable, theirs, folder / "scores/geneval/work/results.jsonl"],
+        [sys.executable, theirs, folder / "scores/geneval/run/work/results.jsonl"],
         capture_output=True,
         text=True,
         check=True,

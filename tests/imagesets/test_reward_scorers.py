@@ -14,7 +14,7 @@ from htgrpo_ext.imagesets.scorers import SCORERS, scorer_named
 from htgrpo_ext.imagesets.scorers.rewards import RewardModel
 from htgrpo_ext.imagesets.scores import read_scores
 from htgrpo_ext.imagesets.sets import check_set
-from htgrpo_ext.pixels import encode_png
+from htgrpo_ext.pixels import decode_png, encode_png
 from htgrpo_ext.rewards.registry import REWARDS
 from htgrpo_ext.rewards.scorers import deqa, scorer_class, unipercept
 from htgrpo_ext.workflow.score import score
@@ -87,6 +87,46 @@ def test_what_was_scored_before_a_server_failed_is_kept_for_another_server(folde
         score(folder, scorer_named("clip", {"url": url}), "clip")
     assert sum(len(request["images"]) for request in seen) == 24 - 8  # two items of four were scored
     assert [line.values["clip"] for line in scored(folder, "clip")[1]] == pytest.approx(means(folder))
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_unifiedreward_may_lack_a_score_here_and_there(tmp_path, monkeypatch, served):
+    """Its reward server refuses a whole request when one answer has no score."""
+    folder = tmp_path / "set"
+    made_set(folder, "microeval", limit=3)
+    suite, items, _ = check_set(folder)
+    level = means(folder)
+    without = np.array(suite.load(folder / "images", items[7])[2])
+
+    def values(images):
+        lacks = [np.array_equal(decode_png(image).permute(1, 2, 0), without) for image in images]
+        return [float("nan") if lack else value for lack, value in zip(lacks, brightness(images), strict=True)]
+
+    def answer(request, attempt):
+        found = values(request["images"])
+        return (400, b'{"detail": "nan"}') if np.isnan(found).any() else good(request, attempt)
+
+    class Scorer:
+        rewards = ("unifiedreward",)
+
+        def __init__(self, device):
+            pass
+
+        def score(self, prompts, images):
+            return {"unifiedreward": values([encode_png(image) for image in images])}
+
+    monkeypatch.setattr("htgrpo_ext.rewards.scorers.scorer_class", lambda name: Scorer)
+    with server(answer, names=("unifiedreward",)) as (url, _):
+        scorer = scorer_named("unifiedreward", {"url": url} if served else {"device": "cpu"})
+        score(folder, scorer, "unifiedreward")
+        items, lines = scored(folder, "unifiedreward")
+        assert [i for i, line in enumerate(lines) if not line.values] == [30]
+        (column,) = scorer.columns(items, lines, {}).columns
+        assert column.count_Q.sum() == 71
+        assert column.total_Q.sum() == pytest.approx(sum(level) - level[30])
+        monkeypatch.setattr(type(scorer), "may_lack", 0.01)
+        with pytest.raises(UserError, match=r"scorer unifiedreward: no score for 1 of 72 images"):
+            score(folder, scorer, "unifiedreward", again=True)
 
 
 def test_a_server_that_is_not_there_or_serves_another_reward_is_refused_before_the_set_is_scored(folder):

@@ -50,6 +50,7 @@ class Scorer(Section, ABC):
     suites: ClassVar[tuple[str, ...] | None] = None  # names of the suites that it can score; None: any
     metrics: ClassVar[tuple[str, ...]]  # the keys of every line's values
     whole: ClassVar[bool] = False  # it scores a set at once: after a kill it begins again
+    may_lack: ClassVar[float] = 0.0  # share of images that may have no score; they are counted, and not part of means
     incidental: ClassVar[frozenset[str]] = frozenset()  # options on which no score depends, such as a device
 
     def prepare(self) -> dict:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.imagesets.base import Item
@@ -65,11 +64,7 @@ class DPG(Official):
         """A blank picture shows no dog, and a picture of a dog shows one."""
         ask = Item("", "Is there a dog?", {"question": "Is there a dog?"})
         known = [Known(ask._replace(key=name), image, {"dpg": (0, 0)}) for name, image in blanks()]
-        if (dog := self.checkout / DOG).is_file():
-            known.append(Known(ask._replace(key=DOG), Image.open(dog).convert("RGB"), {"dpg": (1, 1)}))
-        elif self.commit != "any":
-            raise UserError(f"scorer {self.name}: {dog} is missing, a calibration picture ({self.setup} --setup-only)")
-        return known
+        return known + self.picture_of(self.checkout / DOG, ask, "dpg")
 
     def score(self, pictures: Pictures, work: Path) -> Iterator[ScoreLine]:
         own = {item.key: item.metadata.get("question") for item in pictures.items}

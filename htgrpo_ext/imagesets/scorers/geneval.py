@@ -17,6 +17,7 @@ from htgrpo_ext.imagesets.scorers.official import ENVIRONMENTS, Official
 from htgrpo_ext.imagesets.scorers.sums import task_columns
 from htgrpo_ext.imagesets.scores import ScoreLine
 
+DOG = "dog.jpg"  # beside the detector's weights
 DETECTOR = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
 
 
@@ -37,10 +38,11 @@ class GenEval(Official):
     packages: ClassVar[tuple[str, ...]] = ("torch", "mmcv-full", "mmcv", "mmdet", "open_clip_torch", "clip-benchmark")
 
     def known(self) -> list[Known]:
-        """Blank pictures hold no object."""
-        item = Item("", "a photo of a dog", {"tag": "single_object", "include": [{"class": "dog", "count": 1}]})
-        item = item._replace(metadata=item.metadata | {"prompt": item.prompt})
-        return [Known(item._replace(key=name), image, {"correct": (0, 0)}) for name, image in blanks()]
+        """A blank picture shows no dog, and a picture of a dog shows one: else the detector finds nothing at all."""
+        metadata = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
+        ask = Item("", metadata["prompt"], metadata)
+        known = [Known(ask._replace(key=name), image, {"correct": (0, 0)}) for name, image in blanks()]
+        return known + self.picture_of(self.models / DOG, ask, "correct")
 
     def score(self, pictures: Pictures, work: Path) -> Iterator[ScoreLine]:
         results = work.absolute() / "results.jsonl"

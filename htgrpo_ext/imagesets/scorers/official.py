@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from PIL import Image
+
 from htgrpo_ext.errors import UserError, one_line
-from htgrpo_ext.imagesets.scorers.base import Scorer
+from htgrpo_ext.imagesets.base import Item
+from htgrpo_ext.imagesets.scorers.base import Known, Scorer
 
 ENVIRONMENTS = Path(".venv-eval")  # where launch/eval/*.sh put environments and checkouts
 KERNEL_FAULTS = re.compile(
@@ -55,6 +58,15 @@ class Official(Scorer):
             )
         asked = subprocess.run([self.python, "-c", VERSIONS, *self.packages], capture_output=True, text=True)
         return {"commit": commit or None, "versions": dict(line.split(" ", 1) for line in asked.stdout.splitlines())}
+
+    def picture_of(self, path: Path, item: Item, metric: str) -> list[Known]:
+        """A calibration picture of which `metric` must be 1. Only a stand-in (commit "any") may lack it."""
+        if path.is_file():
+            with Image.open(path) as image:
+                return [Known(item._replace(key=path.name), image.convert("RGB"), {metric: (1, 1)})]
+        if self.commit == "any":
+            return []
+        raise UserError(f"scorer {self.name}: no calibration picture {path} ({self.setup} --setup-only)")
 
     def _git(self, *arguments: str) -> str:
         """What git says of the checkout; "" if it is none."""

@@ -7,6 +7,7 @@ B images of a batch.
 """
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +74,10 @@ class RewardModel(Scorer):
             except ValueError as error:
                 raise UserError(f"scorer {self.name}: {one_line(error, 300)} (a prompt of {items[0].key} ..)") from None
             for row, (item, number) in enumerate(places):
-                yield ScoreLine(item.key, number, {name: float(values[name][row]) for name in self.metrics})
+                found = {name: float(values[name][row]) for name in self.metrics}
+                if self.may_lack:
+                    found = {name: value for name, value in found.items() if not math.isnan(value)}
+                yield ScoreLine(item.key, number, found)
 
     def columns(self, items: Sequence[Item], lines: Sequence[ScoreLine], about: Mapping) -> Columns:
         return mean_columns(items, lines, self.titles, self.metrics[0] if len(self.metrics) == 1 else "")
@@ -124,7 +128,7 @@ class _Server:
             name: RewardTerm(name=name, weight=1.0, url=scorer.url, timeout=scorer.timeout) for name in scorer.metrics
         }
         self._clients = {name: RewardClient(term, RETRIES) for name, term in terms.items()}
-        self._batch, self._runner = scorer.batch_size, asyncio.Runner()
+        self._batch, self._may_lack, self._runner = scorer.batch_size, scorer.may_lack > 0, asyncio.Runner()
 
     def check(self) -> None:
         for client in self._clients.values():
@@ -135,17 +139,22 @@ class _Server:
         from htgrpo_ext.pixels import encode_png
         from htgrpo_ext.rewards.client import RewardFailure
 
-        async def ask() -> list[list[float]]:
-            pngs = [encode_png(levels) for levels in levels_B]
-            parts = range(0, len(pngs), self._batch)
-            return await asyncio.gather(
-                *(self._clients[name].score(prompts[i : i + self._batch], pngs[i : i + self._batch]) for i in parts)
-            )
+        pngs = [encode_png(levels) for levels in levels_B]
 
-        try:
-            return [score for part in self._runner.run(ask()) for score in part]
-        except RewardFailure as error:
-            raise UserError(str(error)) from None
+        async def ask(rows: range) -> list[float]:
+            try:
+                return await self._clients[name].score([prompts[i] for i in rows], [pngs[i] for i in rows])
+            except RewardFailure as error:
+                if not self._may_lack or "status 400" not in str(error):
+                    raise UserError(str(error)) from None
+            # One of them has no score, and the server does not say which.
+            return [math.nan] if len(rows) == 1 else [(await ask(range(i, i + 1)))[0] for i in rows]
+
+        async def ask_all() -> list[list[float]]:
+            starts = range(0, len(pngs), self._batch)
+            return await asyncio.gather(*(ask(range(len(pngs))[i : i + self._batch]) for i in starts))
+
+        return [score for part in self._runner.run(ask_all()) for score in part]
 
 
 class Clip(RewardModel):
@@ -159,6 +168,7 @@ class UnifiedReward(RewardModel):
     name = "unifiedreward"
     title = "UnifiedReward"
     metrics = ("unifiedreward",)
+    may_lack = 0.02  # its answer is in words, and may have no score in them
     titles: ClassVar = {"unifiedreward": "UnifiedReward"}
 
 

@@ -46,11 +46,12 @@ def task_columns(items: Sequence[Item], lines: Sequence[ScoreLine]) -> Columns:
 def mean_columns(
     items: Sequence[Item], lines: Sequence[ScoreLine], titles: Mapping[str, str], overall: str = ""
 ) -> Columns:
-    """The mean over images of each metric in `titles`."""
+    """The mean of each metric in `titles`, over the images that have it."""
     groups = by_item(items, lines)
-    images_Q = np.array([len(group) for group in groups], dtype=np.float64)
     columns = []
     for metric, title in titles.items():
-        total_Q = np.array([sum(line.values[metric] for line in group) for group in groups], dtype=np.float64)
-        columns.append(Column(metric, title, total_Q, images_Q))
+        values_Q = [[line.values[metric] for line in group if metric in line.values] for group in groups]
+        total_Q = np.array([sum(values) for values in values_Q], dtype=np.float64)
+        count_Q = np.array([len(values) for values in values_Q], dtype=np.float64)
+        columns.append(Column(metric, title, total_Q, count_Q))
     return Columns(tuple(columns), np.array([item.tag for item in items]), overall)

@@ -28,6 +28,7 @@ for folder in sorted(os.listdir(given.imagedir), reverse=True):  # the real one 
         image = Image.open(path).convert("RGB")
         plain = image.getcolors(1) is not None
         correct = (not plain and hashlib.sha256(image.tobytes()).digest()[0] % 3 > 0) or spoil == "yes"
+        correct = not plain if spoil == "sees" else correct and spoil != "blind"
         about = {"filename": path, "tag": metadata["tag"], "prompt": metadata["prompt"], "correct": correct}
         about |= {"reason": "" if correct else f"expected {metadata['include'][0]['class']}>=1, found 0"}
         lines.append(about | {"metadata": json.dumps(metadata), "details": "{}"})
