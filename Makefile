@@ -23,10 +23,12 @@ JOBS ?= 2
 CYCLES ?= $(if $(filter micro,$(MODEL)),10)
 # Which of the paper's ablations, 1 to 5.
 A ?=
-# Of a reproduction: scorers besides the benchmarks' own, the row that others are compared to, the commands alone.
+# Of a reproduction: scorers besides the benchmarks' own, and its commands alone.
 SCORERS ?=
-BASELINE ?=
 DRY ?=
+# Scored sets of images to compare instead of training, or folders that hold some; and the row that differences are from.
+RUNS ?=
+BASELINE ?=
 # Of images for a benchmark: its name or a file of prompts, the adapter to fold in, processes (GPUs), the row's name in
 # tables, another prompt file, and a number of prompts per task.
 BENCH ?=
@@ -169,9 +171,14 @@ train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## T
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
-compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET
+compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; or RUNS="a b", BASELINE, OUT: scored images
+ifneq ($(strip $(RUNS)),)
+	@$(BIN)/htgrpo eval summarize $(RUNS) $(if $(BASELINE),--baseline '$(BASELINE)') \
+		--out '$(if $(filter file,$(origin OUT)),runs/compare,$(OUT))' $(if $(filter file,$(origin MODEL)),,--model '$(MODEL)')
+else
 	@$(BIN)/htgrpo compare $(MODEL_FILES) --methods '$(call listed,$(METHODS))' \
 		--seeds $(SEEDS) --jobs $(JOBS) $(SETS_SHORT)
+endif
 
 # Their own defaults, where a benchmark, methods or a folder are not named.
 reproduce ablate: BENCH := $(or $(BENCH),$(if $(filter micro,$(MODEL)),microeval,geneval dpg))

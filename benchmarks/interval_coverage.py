@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth, on synthetic benchmarks: the table in docs/evaluation.md.
+"""How often 95 % intervals hold the truth, on synthetic benchmarks. Widths are the overall score's, on average.
 
 python benchmarks/interval_coverage.py [--count 1000]
 """

@@ -71,8 +71,9 @@ def summarize(
     baseline: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Row that differences are from; without it the first set's.")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="Refuse sets of any other model.")] = None,
 ) -> None:
     """Tables of scored sets: intervals, differences, the paper's rows; and a page with their images side by side."""
     from htgrpo_ext.workflow.summarize import summarize as summarize_sets
 
-    summarize_sets(sets, baseline, out)
+    summarize_sets(sets, baseline, out, model)

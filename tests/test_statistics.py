@@ -17,7 +17,7 @@ def fewer(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
 
 
-def test_numbers_of_one_run_are_those_of_version_0_4():
+def test_numbers_of_one_run_have_not_moved():
     """As `aggregate` gave them when it had a bootstrap of its own, to the last bit."""
     tags = ["b", "a", "c", "a", "b", "b", "a"] * 9
     rng = np.random.default_rng(12)

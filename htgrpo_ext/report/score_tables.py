@@ -62,7 +62,8 @@ def as_markdown(summary: dict) -> str:
 
 def extent(table: dict) -> str:
     """How much a table rests on, and what to know of its paper's rows."""
-    extent = f"{table['prompts']:,} prompts, {table['prompts'] * table['images_per_prompt']:,} images a run."
+    part = f" Not the whole benchmark: {table['limit']} prompts of each task." if table["limit"] else ""
+    extent = f"{table['prompts']:,} prompts, {table['prompts'] * table['images_per_prompt']:,} images a run.{part}"
     return f"{extent} {table['note']}".strip()
 
 

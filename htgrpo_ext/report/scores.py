@@ -98,6 +98,7 @@ def _table(
         "note": " ".join([ANOTHER] * (record.bench == "microeval") + [table.note for table, _ in published[:1]]),
         "prompts": record.items,
         "images_per_prompt": record.images_per_prompt,
+        "limit": record.limit,
         "baseline": base,
         "columns": _heads(first),
         "rows": [

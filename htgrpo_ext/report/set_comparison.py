@@ -64,7 +64,7 @@ def _facts(sets: Sequence[ScoredSet], named: bool) -> list[tuple[str, str]]:
     record, title = sets[0].record, sets[0].suite.title
     sampler = ", ".join(f"{key} {value}" for key, value in record.sampler.items())
     models = ", ".join(dict.fromkeys(one.model for one in sets))
-    facts = [("models", models), ("sampler", sampler), ("noise seed", str(record.seed))]
+    facts = [("models", models), ("sampling", sampler), ("noise seed", str(record.seed))]
     facts += [("image", " x ".join(map(str, record.size)))]
     return [(f"{title}: {name}" if named else name, value) for name, value in facts]
 

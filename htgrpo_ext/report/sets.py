@@ -67,8 +67,10 @@ def find_sets(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_sets(folders: Sequence[Path]) -> dict[str, list[ScoredSet]]:
+def read_sets(folders: Sequence[Path], model: str | None = None) -> dict[str, list[ScoredSet]]:
     """Scored sets, by benchmark, in the order given.
+
+    model  that all sets must be of, as settings call it; None: any
 
     Raises UserError if a set is incomplete, is not scored, or was scored before its images changed; if two sets of a
     benchmark differ by more than their model; if one was scored by a scorer and another was not; if two are of the same
@@ -77,6 +79,8 @@ def read_sets(folders: Sequence[Path]) -> dict[str, list[ScoredSet]]:
     benches: dict[str, list[ScoredSet]] = {}
     for folder in find_sets(folders):
         one = _read_set(folder)
+        if model not in (None, one.model):
+            raise UserError(f"{folder}: a set of the model {one.model}, not of {model}")
         benches.setdefault(one.record.bench, []).append(one)
     for sets in benches.values():
         for other in sets[1:]:

@@ -28,13 +28,21 @@ def micro_items(per_task: int, tasks: int = 6) -> list[Item]:
 
 
 def write_set(
-    folder: Path, items: Sequence[Item], wrong: float, weights: str, bench: str = "geneval", draws: str = "", **record
+    folder: Path,
+    items: Sequence[Item],
+    wrong: float,
+    weights: str,
+    bench: str = "geneval",
+    draws: str = "",
+    paint: Callable[[], Image.Image] | None = None,
+    **record,
 ) -> tuple[Path, list]:
     """A complete set of pictures of the micro world, and the verdict on each of them.
 
     wrong    how far from their prompts the pictures are, 0 to 1
     weights  digest of the model that painted them
     draws    the pictures of two sets of equal `draws` and `wrong` are the same
+    paint    paints other pictures, on which there is no verdict
     record   fields of its record that are not the usual ones
     """
     suite, rng = suite_named(bench), Random(draws)
@@ -45,16 +53,16 @@ def write_set(
     )
     verdicts = []
     for item in items:
-        scenes = [draw_scene(item.metadata, rng, wrong) for _ in range(4)]
-        verdicts += [verify(item.metadata, codes) for codes in scenes]
-        suite.save(folder / IMAGES, item, _pictures(scenes), made.stamp)
+        if paint:
+            images = [paint() for _ in range(4)]
+        else:
+            scenes = [draw_scene(item.metadata, rng, wrong) for _ in range(4)]
+            verdicts += [verify(item.metadata, codes) for codes in scenes]
+            images = [to_image(pixels) for pixels in decode_codes(torch.tensor(scenes))]
+        suite.save(folder / IMAGES, item, images, made.stamp)
     write_items(folder, items)
     write_record(folder, made)
     return folder, verdicts
-
-
-def _pictures(scenes: list) -> list[Image.Image]:
-    return [to_image(pixels) for pixels in decode_codes(torch.tensor(scenes))]
 
 
 def write_verdicts(folder: Path, items: Sequence[Item], verdicts: Sequence, scorer: str = "geneval") -> None:
@@ -63,10 +71,14 @@ def write_verdicts(folder: Path, items: Sequence[Item], verdicts: Sequence, scor
 
 
 def write_lines(
-    folder: Path, items: Sequence[Item], scorer: str, score: Callable[[int], tuple[dict, str]], bench: str = "geneval"
+    folder: Path, items: Sequence[Item], scorer: str, score: Callable[[int], tuple], bench: str = "geneval", **more
 ) -> None:
-    """SET/scores/NAME.jsonl and .json. score: of the image at a place, its values and its reason"""
+    """SET/scores/NAME.jsonl and .json.
+
+    score  of the image at a place: its values, the reason, and answers if there are any
+    more   what else NAME.json says
+    """
     places = [(item.key, image) for item in items for image in range(4)]
     lines = [ScoreLine(*place, *score(number)) for number, place in enumerate(places)]
     about = {"format": 1, "scorer": scorer, "options": {}, "images": images_digest(folder, suite_named(bench), items)}
-    write_scores(folder, scorer, lines, about)
+    write_scores(folder, scorer, lines, about | more)

@@ -53,8 +53,8 @@ def pages(tmp_path_factory):
         fabricate(folder, settings)
         save_evaluation(folder, read_prompts(folder), 4, {"base": 0.6}, seed=9)
         write_summary(folder, settings, 0, {})
-        write_report(folder)
         runs.append(folder)
+    write_report(runs[0])
     write_comparison(runs, root / "runs", quiet)
     files = {
         "compare": root / "runs/compare.html",

@@ -5,16 +5,20 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from helpers.command import run
 from helpers.compared_sets import SAMPLER, micro_items, write_lines, write_set, write_verdicts
+from helpers.paths import ROOT
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.imagesets.base import Item
 from htgrpo_ext.imagesets.record import read_record, write_record
 from htgrpo_ext.report.set_comparison import write_set_comparison
 from htgrpo_ext.report.sets import read_sets
@@ -152,6 +156,29 @@ def test_benchmarks_have_tables_of_their_own(made, sets, tmp_path):
     assert "another evaluation" in result["tables"][-1]["note"]
 
 
+def test_dpg_bench_is_reported_repaired_and_as_its_script_counts(tmp_path):
+    """Two prompts with two questions each; the script skips the first prompt's first, to which its second refers."""
+    items = [Item(key, f"prompt {key}", {"item_id": key}, json.dumps({"item_id": key})) for key in ("a", "b")]
+    folder, _ = write_set(
+        tmp_path / "dpg", items, 0.5, "sha256:d", "dpg", paint=lambda: Image.new("RGB", (8, 8)), size=(8, 8)
+    )
+    questions = {key: {"1": ["entity - whole", [0]], "2": ["global", [1]]} for key in ("a", "b")}
+    answers = {"1": True, "2": False}  # each image scores 1/2
+    write_lines(
+        folder, items, "dpg", lambda n: ({"dpg": 0.5}, "", answers if n < 6 else {"1": True, "2": True}), "dpg",
+        questions=questions, first_question=["a", 1],
+    )  # fmt: skip
+    benches = read_sets([folder])
+    repaired, script = write_set_comparison(benches, None, tmp_path / "out", Console(file=io.StringIO()))["tables"]
+    assert (repaired["title"], script["title"]) == ("DPG-Bench", "DPG-Bench as its script counts")
+    assert list(repaired["columns"].values())[-1] == "Overall" and "entity" in repaired["columns"]
+    (row,), (by_script,) = repaired["rows"], script["rows"]
+    assert row["scores"]["overall"]["score"] == pytest.approx(100 * (0.5 + 0.75) / 2)
+    assert by_script["scores"]["overall"]["score"] == pytest.approx(75)  # of `b` alone
+    assert row["scores"]["global"]["score"] == pytest.approx(25)
+    assert [line["scores"]["overall"] for line in repaired["paper"]] == [70.51, 75.81, 74.37, 81.09]
+
+
 # --- refused ---------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +257,11 @@ def spoil_image(sets):
     return "base"
 
 
+def spoil_the_model_asked_for(sets):
+    sets["--model"] = "lumina"
+    return "base: a set of the model mmada, not of lumina"
+
+
 def spoil_nothing(sets):
     sets["empty"] = sets["base"].parent / "empty"
     sets["empty"].mkdir()
@@ -242,9 +274,29 @@ SPOILS = [value for name, value in sorted(globals().items()) if name.startswith(
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
 def test_sets_that_cannot_be_compared_are_refused_by_name(spoil, sets):
     message = spoil(sets)
+    model = sets.pop("--model", None)
     with pytest.raises(UserError, match=message) as refused:
-        read_sets(list(sets.values()))
+        read_sets(list(sets.values()), model)
     assert "\n" not in str(refused.value)
+
+
+def test_make_compare_takes_scored_sets_instead_of_training():
+    said = subprocess.run(
+        ["make", "-n", "compare", "MODEL=lumina", "RUNS=a b", "BASELINE=base", "OUT=c", "READY="],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "htgrpo eval summarize a b --baseline 'base' --out 'c' --model 'lumina'" in " ".join(
+        said.replace("\\\n", "").split()
+    )
+    assert "htgrpo compare" not in said
+
+
+def test_part_of_a_benchmark_is_called_so(sets, tmp_path):
+    made_anew(sets["base"], limit=3)
+    result = write_set_comparison(read_sets([sets["base"]]), None, tmp_path, Console(file=io.StringIO()))
+    assert result["tables"][0]["limit"] == 3
+    for kind in ("md", "html"):
+        assert "Not the whole benchmark: 3 prompts of each task." in (tmp_path / f"summary.{kind}").read_text()
 
 
 def test_nothing_is_written_for_what_is_refused(sets, tmp_path, monkeypatch, capsys):
