@@ -16,7 +16,15 @@ class Reward(NamedTuple):
     world: str | None = None
 
 
-LAUNCHED = ("clip", "geneval", "hpsv3", "imagereward", "unifiedreward")  # launch/rewards has a script for each
+LAUNCHED = (
+    "clip",
+    "deqa",
+    "geneval",
+    "hpsv3",
+    "imagereward",
+    "unifiedreward",
+    "unipercept",
+)  # scripts in launch/rewards
 
 
 def start_command(name: str, port: int | None) -> str:
