@@ -23,7 +23,7 @@ JOBS ?= 2
 CYCLES ?= $(if $(filter micro,$(MODEL)),10)
 # Which of the paper's ablations, 1 to 5.
 A ?=
-# Of a reproduction: scorers besides the benchmarks' own, and its commands alone.
+# Of a reproduction: scorers besides the benchmarks' own, the commands alone.
 SCORERS ?=
 DRY ?=
 # Scored sets of images to compare instead of training, or folders that hold some; and the row that differences are from.

@@ -29,12 +29,19 @@ class Measure(NamedTuple):
     """What a scorer says of the images."""
 
     title: str
-    value_RQI: NDArray
+    value_RQI: NDArray  # NaN where an image has no score
 
     @property
     def spread_Q(self) -> NDArray:
         """How far the runs are apart: the range over runs of each image, then the mean over a prompt's images."""
-        return (self.value_RQI.max(axis=0) - self.value_RQI.min(axis=0)).mean(axis=1)
+        range_QI = np.fmax.reduce(self.value_RQI, axis=0) - np.fmin.reduce(self.value_RQI, axis=0)
+        return np.nan_to_num(range_QI, nan=0.0).mean(axis=1)
+
+    def mean(self, run: int, prompt: int) -> str:
+        """Of a prompt's images in a run, for the page."""
+        value_I = self.value_RQI[run, prompt]
+        scored = value_I[~np.isnan(value_I)]
+        return f"{self.title} {scored.mean():.2f}" if scored.size else f"{self.title} –"
 
 
 class Run(NamedTuple):
@@ -131,7 +138,7 @@ def _rows(place: int, runs: Sequence[Run], measures: Sequence[Measure]) -> tuple
             size += len(content)
             correct = None if run.correct_QI is None else bool(run.correct_QI[place, i])
             pictures.append(Picture(data_uri(content, "webp"), correct, str(run.words_QI[place, i])))
-        scores = " · ".join(f"{measure.title} {measure.value_RQI[number, place].mean():.2f}" for measure in measures)
+        scores = " · ".join(measure.mean(number, place) for measure in measures)
         rows.append(Row(run.label, scores, pictures))
     return rows, size
 

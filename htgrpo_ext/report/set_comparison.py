@@ -4,6 +4,7 @@ R rows, Q prompts, I images per prompt.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -82,24 +83,25 @@ def _gallery(sets: Sequence[ScoredSet], most_bytes: int) -> Gallery:
 
 
 def _has_verdict(one: ScoredSet) -> bool:
-    return any(VERDICT in scored.lines[0].values for scored in one.scores.values())
+    return any(VERDICT in scored.scorer.metrics for scored in one.scores.values())
 
 
 def _measures(sets: Sequence[ScoredSet]) -> list[Measure]:
     """All metrics of all scorers: a verdict first, then the benchmark's own scorer."""
-    keys = [(name, metric) for name, scored in sets[0].scores.items() for metric in scored.lines[0].values]
+    keys = [(name, metric) for name, scored in sets[0].scores.items() for metric in scored.scorer.metrics]
     keys.sort(key=lambda key: (key[1] != VERDICT, sets[0].scores[key[0]].scorer.suites is None))
     return [Measure(_title(sets[0], *key), np.array([_values(one, *key) for one in sets])) for key in keys]
 
 
 def _title(one: ScoredSet, name: str, metric: str) -> str:
-    title, alone = one.scores[name].scorer.title, len(one.scores[name].lines[0].values) == 1
+    title, alone = one.scores[name].scorer.title, len(one.scores[name].scorer.metrics) == 1
     return f"{title} verdict" if metric == VERDICT else title if alone else f"{title} {metric}"
 
 
 def _values(one: ScoredSet, name: str, metric: str) -> list[list[float]]:
-    """Q lists of I."""
-    values, images = [line.values[metric] for line in one.scores[name].lines], one.record.images_per_prompt
+    """Q lists of I; NaN where an image has no score."""
+    lines, images = one.scores[name].lines, one.record.images_per_prompt
+    values = [line.values.get(metric, math.nan) for line in lines]
     return [values[start : start + images] for start in range(0, len(values), images)]
 
 
@@ -109,9 +111,13 @@ def _run(one: ScoredSet, number: int, first: Measure, verdicts: bool) -> Run:
     if verdicts:
         words = np.where(value_QI > 0, "", reasons)
     else:
-        words = np.array([[f"{value:.2f} {reason}".strip() for value, reason in zip(*row, strict=True)]
+        words = np.array([[f"{_number(value)} {reason}".strip() for value, reason in zip(*row, strict=True)]
                           for row in zip(value_QI, reasons, strict=True)])  # fmt: skip
     return Run(one.label, one.load, value_QI > 0 if verdicts else None, words)
+
+
+def _number(value: float) -> str:
+    return "no score" if math.isnan(value) else f"{value:.2f}"
 
 
 def _reasons(one: ScoredSet) -> np.ndarray:

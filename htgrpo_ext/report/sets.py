@@ -107,6 +107,9 @@ def _read_scores(folder: Path, name: str, items: Sequence[Item], record: Record,
     scorer = scorer_named(about.get("scorer", name), about.get("options"))
     lines = read_scores(folder, name, items, record.images_per_prompt)
     try:
+        lacking = sum(line.values.keys() != set(scorer.metrics) for line in lines)
+        if lacking != about.get("lacking", 0):
+            raise ValueError(f"{lacking} lines have not all of {', '.join(scorer.metrics)}")
         columns = scorer.columns(items, lines, about)
         official = scorer.columns_official(items, lines, about)
     except (KeyError, ValueError, TypeError) as error:

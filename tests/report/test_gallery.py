@@ -43,6 +43,12 @@ def test_runs_are_apart_image_by_image():
     assert measure.spread_Q.tolist() == [1.0]
 
 
+def test_an_image_without_a_score_is_in_no_mean_and_no_difference():
+    measure = Measure("score", np.array([[[1.0, np.nan]], [[3.0, np.nan]], [[np.nan, np.nan]]]))
+    assert measure.spread_Q.tolist() == [1.0]  # 2 and nothing, over two images
+    assert [measure.mean(run, 0) for run in range(3)] == ["score 1.00", "score 3.00", "score –"]
+
+
 def test_text_from_outside_is_escaped():
     bad = "<script>alert('&')</script>"
     runs = [Run(bad, noise, np.array([[True, False]]), np.array([["", bad]]))] * 2

@@ -291,6 +291,16 @@ def test_make_compare_takes_scored_sets_instead_of_training():
     assert "htgrpo compare" not in said
 
 
+def test_images_without_a_score_are_left_out_of_means_and_said_on_the_page(sets, tmp_path):
+    for folder in sets.values():
+        some = [{"unifiedreward": 3.0 + n} if n % 4 or n > 4 else {} for n in range(24)]  # images 0 and 4 have none
+        write_lines(folder, ITEMS, "unifiedreward", lambda n, some=some: (some[n], ""), lacking=2)
+    result = write_set_comparison(read_sets(list(sets.values())), "base", tmp_path, Console(file=io.StringIO()))
+    preference = next(table for table in result["tables"] if table["name"] == "preference")
+    mean = np.mean([3.0 + n for n in range(24) if n not in (0, 4)])
+    assert row(preference, "base")["scores"]["unifiedreward"]["score"] == pytest.approx(mean)
+
+
 def test_part_of_a_benchmark_is_called_so(sets, tmp_path):
     made_anew(sets["base"], limit=3)
     result = write_set_comparison(read_sets([sets["base"]]), None, tmp_path, Console(file=io.StringIO()))
