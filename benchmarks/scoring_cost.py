@@ -47,6 +47,7 @@ def settings_of(method: str, checkpoint: Path):
     files = [ROOT / "configs" / "model" / "mmada.yaml", ROOT / "configs" / "method" / f"{method}.yaml"]
     changes = [
         f"model.checkpoint={checkpoint}",
+        f"model.vq_checkpoint={checkpoint}",  # a stand-in, too
         f"out={checkpoint / 'run'}",
         "model.dtype=float32",
         "model.attention=as-maskgrpo",

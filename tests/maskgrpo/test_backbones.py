@@ -44,6 +44,11 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr("htgrpo_ext.backbones.mmada.backbone.MMaDABackbone.decode", grey)
 
 
+def weights(model: str, checkpoint) -> list[str]:
+    """The settings that name them; MMaDA's decoder is stubbed, but its folder has to be there."""
+    return [f"model.checkpoint={checkpoint}", *([f"model.vq_checkpoint={checkpoint}"] if model == "mmada" else [])]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["mmada", "lumina"])
 def test_two_cycles_of_every_method(model, method, mmada_folder, lumina_folder, tmp_path):
@@ -51,7 +56,7 @@ def test_two_cycles_of_every_method(model, method, mmada_folder, lumina_folder, 
         pytest.skip("that is MaskGRPO as published: test_published.py")
     checkpoint = mmada_folder if model == "mmada" else lumina_folder
     budget = ["method.budget={global: 1, structure: 1, refinement: 0}"] if method == "htgrpo" else []
-    sets = [*TINY, "eval=null", *LAYOUT[model], *budget, f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
+    sets = [*TINY, "eval=null", *LAYOUT[model], *budget, *weights(model, checkpoint), f"out={tmp_path / 'run'}"]
     files = [CONFIGS / "model" / f"{model}.yaml", CONFIGS / "method" / f"{method}.yaml"]
     folder = train(load_settings(files, sets), "upstream")
     updates = records(folder, "update")
@@ -71,7 +76,7 @@ def test_held_out_prompts_are_painted_while_it_trains(model, mmada_folder, lumin
     """Two of GenEval's kind, before and after two cycles; the best adapter can be folded in, the report shows all."""
     checkpoint = mmada_folder if model == "mmada" else lumina_folder
     budget = "method.budget={global: 1, structure: 1, refinement: 0}"
-    sets = [*TINY, *LAYOUT[model], *HELD_OUT, budget, f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
+    sets = [*TINY, *LAYOUT[model], *HELD_OUT, budget, *weights(model, checkpoint), f"out={tmp_path / 'run'}"]
     settings = load_settings([CONFIGS / "model" / f"{model}.yaml", CONFIGS / "method/htgrpo.yaml"], sets)
     folder = train(settings, "upstream")
     evaluations = records(folder, "eval")
@@ -93,7 +98,7 @@ def held_out_prompts_of(folder) -> list[str]:
 @pytest.mark.parametrize("model", ["mmada", "lumina"])
 def test_gradients_reach_every_projection(model, mmada_folder, lumina_folder, tmp_path):
     checkpoint = mmada_folder if model == "mmada" else lumina_folder
-    sets = [*TINY, "eval=null", *LAYOUT[model], f"model.checkpoint={checkpoint}", f"out={tmp_path / 'run'}"]
+    sets = [*TINY, "eval=null", *LAYOUT[model], *weights(model, checkpoint), f"out={tmp_path / 'run'}"]
     budget = "method.budget={global: 1, structure: 1, refinement: 0}"
     files = [CONFIGS / "model" / f"{model}.yaml", CONFIGS / "method" / "htgrpo.yaml"]
     folder = train(load_settings(files, [*sets, budget]), "upstream")
