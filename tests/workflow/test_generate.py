@@ -318,7 +318,9 @@ def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, capsys, tmp_p
     ],
 )
 def test_make_refuses_with_one_line(variables, line):
-    done = subprocess.run(["make", "-n", "eval-images", *variables], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "eval-images", *variables], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and line in done.stderr
 
 
@@ -333,7 +335,9 @@ def test_make_passes_its_variables_on():
         "LABEL=ht",
         "LIMIT=5",
     ]
-    done = subprocess.run(["make", "-n", "eval-images", *variables], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "eval-images", *variables], capture_output=True, text=True, cwd=ROOT
+    )
     said = " ".join(done.stdout.replace("\\\n", " ").split())
     assert "torchrun --standalone --nproc_per_node 8 -m htgrpo_ext.cli eval generate configs/model/lumina.yaml" in said
     assert said.endswith("--bench 'dpg' --out 'x' --adapter '/a' --label 'ht' --limit '5'")
