@@ -12,17 +12,17 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from htgrpo_ext.benchmarks import Benchmark, benchmark_of
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.files import write_atomically
 from htgrpo_ext.report.curves import STYLE
 from htgrpo_ext.report.folder import read_config, read_prompts, read_scored, read_summary
+from htgrpo_ext.report.tables import Grid, markdown, terminal
 
 FULL = "htgrpo"  # the label of the full method, the reference row
+STAR = "*: differs from the full method beyond the noise"
 PAPERS_BASE = 0.56  # MMaDA's GenEval overall in the paper's Table 3
 OURS, PAPERS, MUTED, INK = "#0072b2", "#9aa3ad", "#66707a", "#222222"
 
@@ -119,18 +119,12 @@ def write_ablation(result: dict, out: Path, console: Console) -> None:
     number = result["ablation"]
     stem = f"ablation-{number}"
     write_atomically(out / f"{stem}.json", json.dumps(result | {"note": NOTE}, indent=2) + "\n")
-    cells, title = _cells(result, number), f"{result['title']}, {result['benchmark']} overall"
-    rule = "| --- |" + " ---: |" * (len(cells[0]) - 1)
-    rows = [f"| {' | '.join(row)} |" for row in cells]
-    text = "\n".join([f"# {title}", "", rows[0], rule, *rows[1:], "", f"{NOTE} {PAPER_NOTE}", "", f"![]({stem}.png)"])
-    write_atomically(out / f"{stem}.md", f"{text}\n")
+    grid = Grid(f"{result['title']}, {result['benchmark']} overall", _cells(result, number))
+    text = f"# {grid.title}\n\n{markdown(grid)}\n\n{NOTE} {PAPER_NOTE}\n\n![]({stem}.png)\n"
+    write_atomically(out / f"{stem}.md", text)
     _draw(result, number, out / f"{stem}.png")
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for i, heading in enumerate(cells[0]):
-        table.add_column(heading, justify="right" if i else "left")
-    for row in cells[1:]:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console.print(table)
+    for table in terminal(grid, console.width):
+        console.print(table)
     console.print(f"{NOTE} {PAPER_NOTE}", highlight=False)
     console.print(out / f"{stem}.md", highlight=False, soft_wrap=True)
 
@@ -161,6 +155,10 @@ def _row(label: str, folders: Sequence[Path], full: Sequence[Path], ablation: Ab
 
 def _name(label: str, number: int) -> str:
     return "full method" if label == FULL else label.partition("-")[2].replace("-", ABLATIONS[number].joined)
+
+
+def _star(row: dict) -> str:
+    return " *" if row.get("difference", {}).get("beyond_noise") else ""
 
 
 def _cells(result: dict, number: int) -> list[list[str]]:
@@ -215,8 +213,8 @@ def _draw_bars(ours: Axes, papers: Axes, rows: Sequence[dict], result: dict, num
         papers.barh(place, low - PAPERS_BASE, 0.6, left=PAPERS_BASE, color=PAPERS, alpha=0.9 if full else 0.6)
         papers.barh(place, high - low, 0.6, left=low, color=PAPERS, alpha=0.3)
         papers.annotate(_papers(row, result), (high, place), (4, 0), textcoords="offset points", va="center")
-    ours.set_yticks(places, [_name(row["label"], number) for row in rows])
-    ours.set_xlabel("bars begin at the base model's score")
+    ours.set_yticks(places, [f"{_name(row['label'], number)}{_star(row)}" for row in rows])
+    ours.set_xlabel(f"bars begin at the base model's score; {STAR}")
     papers.set_xlim(PAPERS_BASE, 0.95)
     for axes in (ours, papers):
         axes.tick_params(axis="y", length=0)
@@ -230,6 +228,8 @@ def _draw_ratios(ours: Axes, papers: Axes, rows: Sequence[dict], result: dict, n
     ours.errorbar(ratios, means, yerr=errors, color=OURS, marker="o", capsize=3)
     for row in rows:
         ours.plot([row["structure_ratio"]] * len(row["of_seeds"]), row["of_seeds"], ".", color=INK, ms=5, alpha=0.6)
+        ours.annotate(_star(row), (row["structure_ratio"], row["interval"][1]), (0, 2),
+                      textcoords="offset points", ha="center")  # fmt: skip
         if row["paper"] is not None:
             papers.plot(row["structure_ratio"], row["paper"], "o", color=MUTED)
             papers.annotate(f"{row['paper']:.3g}", (row["structure_ratio"], row["paper"]), (6, 4),
@@ -239,6 +239,6 @@ def _draw_ratios(ours: Axes, papers: Axes, rows: Sequence[dict], result: dict, n
                   textcoords="offset points", ha="right", fontsize=8.5, color=MUTED)  # fmt: skip
     papers.set_ylim(0.78, 0.85)
     papers.set_xlabel("rho as in our files; the paper's text lost its values")
-    ours.set_xlabel("rho; 0.3 is the full method's")
+    ours.set_xlabel(f"rho; {STAR}")
     for axes in (ours, papers):
         axes.set_xlim(0, max(ratios) + 0.1)
