@@ -84,10 +84,6 @@ class Suite(ABC):
     def described(self, count: int, size: tuple[int, int]) -> str:
         """The images of `count` items in words."""
 
-    def has(self, root: Path, item: Item, size: tuple[int, int]) -> bool:
-        """Whether all images of an item are there and can be read, at (width, height) of one image."""
-        return self.problem(root, item, size) is None
-
     def files(self, root: Path, items: Sequence[Item]) -> Iterator[Path]:
         """Every file of the complete layout, in order; whatever else stands in `root` does not belong there."""
         for item in items:

@@ -39,9 +39,13 @@ def images_digest(folder: Path, suite: Suite, items: Sequence[Item]) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-def refuse_changed_images(folder: Path, scorer: str, about: Mapping, suite: Suite, items: Sequence[Item]) -> None:
-    """Raise UserError if the images of a set are not those that a scorer saw. about: SET/scores/NAME.json"""
-    if about["images"] != images_digest(folder, suite, items):
+def refuse_changed_images(folder: Path, scorer: str, about: Mapping, digest: str) -> None:
+    """Raise UserError if the images of a set are not those that a scorer saw.
+
+    about   the content of SET/scores/NAME.json
+    digest  of the images as they are
+    """
+    if about["images"] != digest:
         raise UserError(
             f"{folder / IMAGES}: the images changed since {scorer} scored them; score the set again (htgrpo eval score)"
         )

@@ -14,7 +14,7 @@ from htgrpo_ext.imagesets.columns import Columns
 from htgrpo_ext.imagesets.record import Record
 from htgrpo_ext.imagesets.scorers import scorer_named
 from htgrpo_ext.imagesets.scorers.base import Scorer
-from htgrpo_ext.imagesets.scores import ScoreLine, images_digest, read_about, read_scores
+from htgrpo_ext.imagesets.scores import ScoreLine, images_digest, read_about, read_scores, refuse_changed_images
 from htgrpo_ext.imagesets.sets import check_set
 
 ROW = ("model", "weights", "adapter", "label", "format")  # of a record: what may differ between the rows of a table
@@ -101,9 +101,8 @@ def _read_set(folder: Path) -> ScoredSet:
 
 def _read_scores(folder: Path, name: str, items: Sequence[Item], record: Record, digest: str) -> Scored:
     again = f"htgrpo eval score {folder} --scorer {name}"
-    about = read_about(folder, name) or {}
-    if about.get("images") != digest:
-        raise UserError(f"{folder}: its images are not those that {name} scored; {again}")
+    about = read_about(folder, name) or {"images": ""}
+    refuse_changed_images(folder, name, about, digest)
     scorer = scorer_named(about.get("scorer", name), about.get("options"))
     lines = read_scores(folder, name, items, record.images_per_prompt)
     try:

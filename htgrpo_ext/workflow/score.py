@@ -49,7 +49,7 @@ def score(folder: Path, scorer: Scorer, origin: str, again: bool = False, calibr
         known, run = [*scorer.known(), *known], _new_run(work)
         calibrated = calibrate(scorer, suite, known, run / "calibration") if known else []
         pictures = Pictures(suite, folder / IMAGES, items, record.images_per_prompt, record.size)
-        lines = _scored(scorer, pictures, header, work / PARTIAL, run / "work")
+        lines = _scored(scorer, pictures, header, work / PARTIAL, run / "own")
         lacking = sum(len(line.values) < len(scorer.metrics) for line in lines)
         if lacking > scorer.may_lack * len(lines):
             (work / PARTIAL).unlink()

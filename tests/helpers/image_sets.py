@@ -12,7 +12,8 @@ from helpers.paths import ROOT
 from htgrpo_ext.imagesets import suite_named
 from htgrpo_ext.imagesets.base import IMAGES, Item
 from htgrpo_ext.imagesets.record import Record, write_record
-from htgrpo_ext.imagesets.sets import first_of_each_task, items_digest, write_items
+from htgrpo_ext.imagesets.scores import ScoreLine, read_about, read_scores
+from htgrpo_ext.imagesets.sets import check_set, first_of_each_task, items_digest, write_items
 
 GENEVAL_TASKS = {
     "single_object": 80,
@@ -81,3 +82,9 @@ def made_set(
     for item in items:
         suite.save(folder / IMAGES, item, paint(item), record.stamp if stamped else "")
     return record
+
+
+def scored(folder: Path, scorer: str) -> tuple[list[Item], list[ScoreLine], dict]:
+    """Items, lines of a scorer, and what is beside them in NAME.json."""
+    _, items, record = check_set(folder)
+    return items, read_scores(folder, scorer, items, record.images_per_prompt), read_about(folder, scorer) or {}

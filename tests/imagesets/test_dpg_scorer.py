@@ -10,15 +10,14 @@ import shutil
 import pytest
 
 from helpers.authors import checkout
-from helpers.image_sets import dpg_lines, made_set, written
+from helpers.image_sets import dpg_lines, made_set, scored, written
 from helpers.standins import HERE, standin, write_questions
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.imagesets.base import Item
 from htgrpo_ext.imagesets.scorers import scorer_named
 from htgrpo_ext.imagesets.scorers.dpg_questions import read_questions, tile_score
 from htgrpo_ext.imagesets.scorers.dpg_questions import write_questions as write_ours
-from htgrpo_ext.imagesets.scores import ScoreLine, read_about, read_scores
-from htgrpo_ext.imagesets.sets import check_set
+from htgrpo_ext.imagesets.scores import ScoreLine
 from htgrpo_ext.workflow.score import score
 
 ITEMS = [f"coco{i}" for i in range(1065)]
@@ -42,12 +41,6 @@ def folder(made, tmp_path):
 def scorer(tmp_path):
     csv = write_questions(tmp_path / "questions.csv", ITEMS)
     return scorer_named("dpg", standin(tmp_path / "checkout", "dpg") | {"csv": str(csv)})
-
-
-def scored(folder):
-    """Items, lines, and what is beside them."""
-    _, items, record = check_set(folder)
-    return items, read_scores(folder, "dpg", items, record.images_per_prompt), read_about(folder, "dpg") or {}
 
 
 def shown(columns) -> dict:
@@ -94,9 +87,9 @@ def test_both_counts_by_hand():
 
 def test_the_item_that_the_script_drops_is_asked_again(folder, scorer):
     score(folder, scorer, "dpg")
-    log = (folder / "scores/dpg/run/work/script/log.txt").read_text()
+    log = (folder / "scores/dpg/run/own/script/log.txt").read_text()
     assert log == "Failed filename: coco0.png 1\n"
-    items, lines, about = scored(folder)
+    items, lines, about = scored(folder, "dpg")
     assert about["first_question"] == ["coco0", 1] and len(lines) == 40
     questions, _ = read_questions(scorer.questions)
     for line in lines:
@@ -106,7 +99,7 @@ def test_the_item_that_the_script_drops_is_asked_again(folder, scorer):
     assert scorer.columns(items, lines, about).columns[-1].count_Q.sum() == 10
     official = scorer.columns_official(items, lines, about)
     assert official.columns[-1].count_Q.tolist() == [0] + [1] * 9
-    result = (folder / "scores/dpg/run/work/script/result.txt").read_text()
+    result = (folder / "scores/dpg/run/own/script/result.txt").read_text()
     assert f"DPG-Bench score: {shown(official)['overall']:.8f}"[:25] in result
     assert about["calibration"][0] == {"picture": "grey", "prompt": "Is there a dog?", "values": {"dpg": 0.0}}
 
@@ -118,9 +111,9 @@ def test_a_set_without_the_first_item_is_asked_once(tmp_path):
     csv = write_questions(tmp_path / "questions.csv", ITEMS)
     scorer = scorer_named("dpg", standin(tmp_path / "checkout", "dpg") | {"csv": str(csv)})
     score(folder, scorer, "dpg")
-    items, lines, about = scored(folder)
+    items, lines, about = scored(folder, "dpg")
     overall = [f(items, lines, about).columns[-1].total_Q.tolist() for f in (scorer.columns, scorer.columns_official)]
-    assert overall[0] == overall[1] and not (folder / "scores/dpg/run/work/script-repaired").exists()
+    assert overall[0] == overall[1] and not (folder / "scores/dpg/run/own/script-repaired").exists()
 
 
 @pytest.mark.parametrize(
@@ -176,9 +169,9 @@ def test_our_sums_are_those_of_the_benchmarks_own_script(tmp_path, monkeypatch):
     options = standin(tmp_path / "checkout", "dpg", HERE / "authors_dpg_bench.py")
     scorer = scorer_named("dpg", options | {"csv": str(write_questions(tmp_path / "questions.csv", ITEMS))})
     score(folder, scorer, "dpg")
-    items, lines, about = scored(folder)
+    items, lines, about = scored(folder, "dpg")
     assert len(lines) == 4260
-    script = folder / "scores/dpg/run/work/script"
+    script = folder / "scores/dpg/run/own/script"
     assert re.findall("Failed filename: .*", (script / "log.txt").read_text()) == ["Failed filename: coco0.png 1"]
     result = (script / "result.txt").read_text()
     official = scorer.columns_official(items, lines, about)
@@ -189,6 +182,6 @@ def test_our_sums_are_those_of_the_benchmarks_own_script(tmp_path, monkeypatch):
     assert list(ours) == CATEGORIES
     assert ours == pytest.approx({name: float(value) for name, value in theirs.items()}, abs=1e-9)
     repaired = shown(scorer.columns(items, lines, about))
-    again = (folder / "scores/dpg/run/work/script-repaired/result.txt").read_text()
+    again = (folder / "scores/dpg/run/own/script-repaired/result.txt").read_text()
     dropped = float(re.findall("DPG-Bench score: (.*)", again)[0])
     assert repaired["overall"] == pytest.approx((1064 * ours["overall"] + dropped) / 1065, abs=1e-9)

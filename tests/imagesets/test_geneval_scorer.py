@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from helpers.authors import checkout
-from helpers.image_sets import geneval_lines, made_set, picture, written
+from helpers.image_sets import geneval_lines, made_set, picture, scored, written
 from helpers.standins import standin
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.imagesets.scorers import scorer_named
-from htgrpo_ext.imagesets.scores import read_about, read_scores
-from htgrpo_ext.imagesets.sets import check_set
+from htgrpo_ext.imagesets.scores import read_about
 from htgrpo_ext.workflow.score import score
 
 
@@ -40,20 +39,14 @@ def scorer(tmp_path):
     return scorer_named("geneval", standin(tmp_path / "checkout", "geneval"))
 
 
-def scored(folder):
-    """Items and lines."""
-    _, items, record = check_set(folder)
-    return items, read_scores(folder, "geneval", items, record.images_per_prompt)
-
-
 def test_verdicts_are_brought_into_the_order_of_the_set(folder, scorer):
     score(folder, scorer, "geneval")
     theirs = {}
-    for text in (folder / "scores/geneval/run/work/results.jsonl").read_text().splitlines():
+    for text in (folder / "scores/geneval/run/own/results.jsonl").read_text().splitlines():
         line = json.loads(text)
         *_, item, _, name = line["filename"].split("/")
         theirs[item, int(name.removesuffix(".png"))] = (float(line["correct"]), line["reason"])
-    items, lines = scored(folder)
+    items, lines, _ = scored(folder, "geneval")
     assert len(lines) == len(theirs) == 72
     assert {(v.item, v.image): (v.values["correct"], v.reason) for v in lines} == theirs
     about = read_about(folder, "geneval") or {}
@@ -177,12 +170,12 @@ def test_our_sums_are_those_of_the_benchmarks_own_summary(tmp_path):
     made_set(folder, "geneval", written(tmp_path / "prompts.jsonl", geneval_lines()))
     score(folder, scorer, "geneval")
     done = subprocess.run(
-        [sys.executable, theirs, folder / "scores/geneval/run/work/results.jsonl"],
+        [sys.executable, theirs, folder / "scores/geneval/run/own/results.jsonl"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    items, lines = scored(folder)
+    items, lines, _ = scored(folder, "geneval")
     columns = scorer.columns(items, lines, {}).columns
     assert "Total images: 2212" in done and len(lines) == 2212
     for column in columns:

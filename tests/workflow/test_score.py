@@ -18,7 +18,7 @@ from htgrpo_ext.benchmarks.aggregate import aggregate
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.imagesets.pngs import save_png
 from htgrpo_ext.imagesets.scorers import scorer_named
-from htgrpo_ext.imagesets.scores import ScoreLine, read_about, read_scores, refuse_changed_images
+from htgrpo_ext.imagesets.scores import ScoreLine, images_digest, read_about, read_scores, refuse_changed_images
 from htgrpo_ext.imagesets.sets import check_set
 from htgrpo_ext.micro.decoder import decode_codes
 from htgrpo_ext.micro.verifier import verify
@@ -96,7 +96,7 @@ def test_a_set_is_scored_once_unless_its_images_change_or_it_is_asked_to(folder,
     shutil.rmtree(folder / "images/00040")
     suite.save(folder / "images", items[2], [picture(i, (128, 128)) for i in range(4)], record.stamp)
     with pytest.raises(UserError, match=r"set/images: the images changed since sums scored them; score the set again"):
-        refuse_changed_images(folder, "sums", read_about(folder, "sums") or {}, suite, items)
+        refuse_changed_images(folder, "sums", read_about(folder, "sums") or {}, images_digest(folder, suite, items))
     before = scored(folder)
     assert run(monkeypatch, *command) == 0
     assert [a.item for a, b in zip(before, scored(folder), strict=True) if a != b] == ["00040"] * 4

@@ -57,12 +57,12 @@ def _known(folder: Path, line: str, where: str) -> Known:
 def calibrate(scorer: Scorer, suite: Suite, known: Sequence[Known], folder: Path) -> list[dict]:
     """Have a scorer judge pictures whose verdict is known, in the layout of a suite.
 
-    folder   of all its files: images/, work/
+    folder   of all its files: images/, own/
     Returns  of each picture its name, what was expected, what came out
     Raises   UserError if a verdict is wrong
     """
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "work").mkdir(parents=True)
+    (folder / "own").mkdir(parents=True)
     images = suite.images_per_prompt
     items = [
         each.item._replace(key=f"{number:05d}", line=json.dumps(each.item.metadata))
@@ -72,7 +72,7 @@ def calibrate(scorer: Scorer, suite: Suite, known: Sequence[Known], folder: Path
         picture = ImageOps.pad(each.image.convert("RGB"), (SIDE, SIDE), color=GREY)
         suite.save(folder / "images", item, [picture] * images)
     pictures = Pictures(suite, folder / "images", items, images, (SIDE, SIDE))
-    lines = list(scorer.score(pictures, folder / "work"))
+    lines = list(scorer.score(pictures, folder / "own"))
     if len(lines) != len(known) * images:
         raise UserError(f"scorer {scorer.name}: {len(lines)} lines for {len(known)} calibration pictures ({folder})")
     results, wrong = [], []
