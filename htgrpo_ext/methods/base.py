@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from htgrpo_ext.core.order import Ties
 from htgrpo_ext.section import Section
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class Method(Section):
 
     name: Any  # a Literal in each subclass
     structure_ratio: Share = 0.3  # rho (Eq. 7); methods without stages only split their logged entropies by it
+    # The order of tokens of one unmask step. A file without it is of a run from before there was a choice: raster.
+    ties: Ties = "raster"
 
     average: ClassVar[Literal["rollout", "token"]] = "rollout"  # how the objective averages over the support
     old_from_first_update: ClassVar[bool] = True  # at update 0 theta = theta_old, so its forward gives pi_old as well

@@ -26,7 +26,7 @@ def plan_updates(
     settings: RunSettings, rollout: Rollout, prompts: Prompts, draws: Draws
 ) -> tuple[RolloutBatch, list[Update]]:
     """The generation order of a rollout batch, and the K updates that the method makes of it."""
-    rank_BN = generation_rank(rollout.unmask_step_BN)
+    rank_BN = generation_rank(rollout.unmask_step_BN, settings.method.ties)
     num_structure = structure_count(rank_BN.shape[1], settings.method.structure_ratio)
     batch = RolloutBatch(rollout.unmask_step_BN, rank_BN, prompts.words_BL, num_structure)
     return batch, settings.method.updates(batch, draws, settings.loop.updates_per_rollout)

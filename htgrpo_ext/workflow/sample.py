@@ -64,7 +64,8 @@ def sample(
     forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
     rows = backbone.encode_prompts(prompts).repeat(count)
     rollout = generate(backbone, forward, rows, Draws(seed, "sample", range(len(prompts)), count), settings.rollout)
-    pixels_B3HW, rank_BN = backbone.decode(rollout.codes_BN).cpu(), generation_rank(rollout.unmask_step_BN).cpu()
+    pixels_B3HW = backbone.decode(rollout.codes_BN).cpu()
+    rank_BN = generation_rank(rollout.unmask_step_BN, settings.method.ties).cpu()
     out.mkdir(parents=True, exist_ok=True)
     for b, path in enumerate(paths):
         image, information = to_image(pixels_B3HW[b]), PngInfo()

@@ -56,7 +56,7 @@ def small_batch(P=2, G=3, N=8, V=4, T=4, structure_count=3, first_prompt=0, seed
     prompts = Prompts(ids_PL, ids_PL != PAD, ids_PL > BOS).repeat(G)
     steps_BN = torch.randint(T, (P * G, N), generator=generator).to(torch.int16)
     codes_BN = torch.randint(V, (P * G, N), generator=generator)
-    batch = RolloutBatch(steps_BN, generation_rank(steps_BN), prompts.words_BL, structure_count)
+    batch = RolloutBatch(steps_BN, generation_rank(steps_BN, "raster"), prompts.words_BL, structure_count)
     return Small(prompts, codes_BN, batch, Draws(seed, 0, places, G))
 
 

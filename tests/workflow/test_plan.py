@@ -4,6 +4,7 @@ import pytest
 
 from helpers.paths import CONFIGS
 from htgrpo_ext.config import load_settings
+from htgrpo_ext.core.order import tie_places
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import RunSettings
@@ -224,3 +225,11 @@ def test_the_time_of_a_large_run_contains_its_evaluations():
     assert planned.evaluation == (96, 48 * (1 + 2) * 2 - 0, 41)
     rows = planned.evaluation.rows / 8
     assert evaluation_seconds(planned, device) == pytest.approx(rows * planned.sizes.row_flops() / (0.4 * 312e12))
+
+
+@pytest.mark.parametrize("ties", ["raster", "shuffled"])
+def test_tokens_of_one_step_count_as_structure_in_the_order_that_the_settings_name(ties):
+    update = simulate(settings_of("htgrpo", "rollout.steps=1", f"method.ties={ties}"), wide_backbone(64)).updates[0]
+    structure_BN = update.weight_BN == update.weight_BN.max()
+    first_N = tie_places(64, ties) < 19  # 0.3 x 64 = 19.2; all tokens are of one step
+    assert (structure_BN == first_N).all()
