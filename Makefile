@@ -21,6 +21,8 @@ METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
 CYCLES ?= $(if $(filter micro,$(MODEL)),10)
+# 1: a comparison tunes each method first, as configs/comparison says.
+TUNE ?=
 # Which of the paper's ablations, 1 to 5.
 A ?=
 # Of a reproduction: scorers besides the benchmarks' own, the commands alone.
@@ -171,8 +173,12 @@ train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## T
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
 
-compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; or RUNS="a b", BASELINE, OUT: scored images
-ifneq ($(strip $(RUNS)),)
+compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; TUNE=1, DRY=1: tuned ones; or RUNS="a b", BASELINE, OUT: scored images
+ifneq ($(call yes,$(TUNE)),)
+	@$(BIN)/htgrpo compare $(MODEL_FILES) --tune configs/comparison/$(MODEL).yaml --jobs $(JOBS) $(SETS) \
+		$(if $(filter file,$(origin METHODS)),,--methods '$(call listed,$(METHODS))') \
+		--out $(call or-out,runs/compare-tuned) $(if $(call yes,$(DRY)),--dry-run)
+else ifneq ($(strip $(RUNS)),)
 	@$(BIN)/htgrpo eval summarize $(RUNS) $(if $(BASELINE),--baseline '$(BASELINE)') \
 		--out '$(if $(filter file,$(origin OUT)),runs/compare,$(OUT))' $(if $(filter file,$(origin MODEL)),,--model '$(MODEL)')
 else

@@ -84,19 +84,40 @@ def plan(config: Files, set_: Overrides = None) -> None:
 @app.command()
 def compare(
     config: Files,
-    methods: Annotated[str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")],
+    methods: Annotated[str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")] = "",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs per method: seeds 0, 1, ..")] = 3,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time.")] = 1,
     set_: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of all the runs and of compare.json.")] = Path("runs/compare"),
+    tune: Annotated[Path | None, typer.Option(help="Tune each method first: a file of configs/comparison.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --tune: list the runs and their states.")] = False,
 ) -> None:
     """Train several methods under equal seeds, prompts and rewards, and lay the runs side by side."""
+    if tune:
+        from htgrpo_ext.workflow.compare_tuned import compare_tuned
+
+        compare_tuned(config, tune, methods, jobs, set_ or [], out, dry_run)
+        return
+    if dry_run:
+        raise UserError("--dry-run lists the runs of a comparison with --tune")
     from htgrpo_ext.config import config_files
 
     files = config_files("method", methods)
     from htgrpo_ext.workflow.compare import compare as compare_methods
 
     compare_methods(config, files, seeds, jobs, set_ or [], out)
+
+
+@app.command("compare-tables")
+def compare_tables(
+    folder: Annotated[Path, typer.Argument(help="Holds comparison.json and verdicts.csv of `compare --tune`.")],
+) -> None:
+    """Make the tables and the figure of a tuned comparison again, from its data alone."""
+    from rich.console import Console
+
+    from htgrpo_ext.report.tuned import remake
+
+    remake(folder, Console())
 
 
 @app.command()

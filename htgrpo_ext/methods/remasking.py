@@ -3,7 +3,9 @@
 B rollouts, N image tokens, L prompt tokens, K updates.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from htgrpo_ext.methods.base import Method, Share
 
@@ -85,7 +87,7 @@ class D1(Method):
     """diffu-GRPO (d1): the image fully masked, and each word of the prompt masked with probability p in each update."""
 
     name: Literal["d1"]
-    prompt_mask_rate: Share = 0.15
+    prompt_mask_rate: Annotated[float, Field(ge=0, lt=1)] = 0.15  # 0: the whole prompt is seen
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
         from htgrpo_ext.core.views import Update, View

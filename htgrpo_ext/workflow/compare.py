@@ -94,13 +94,23 @@ def plan(
             raise UserError(f"{labelled[label]} and {method} are both labelled `{label}`; set `label` in one of them")
         labelled[label] = method
         for seed in range(seeds):
-            sets = [*overrides, f"seed={seed}", f"out={out / f'{label}-s{seed}'}"]
-            arguments = (*map(str, given), *(word for one in sets for word in ("--set", one)))
-            runs.append(Planned(load_settings(given, sets), arguments))
+            runs.append(planned(given, [*overrides, f"seed={seed}"], out / f"{label}-s{seed}"))
+    refuse_others(runs)
+    return runs
+
+
+def planned(files: Sequence[Path], overrides: Sequence[str], folder: Path) -> Planned:
+    """The run of these settings in this folder. Raises UserError for settings that are wrong."""
+    sets = [*overrides, f"out={folder}"]
+    arguments = (*map(str, files), *(word for one in sets for word in ("--set", one)))
+    return Planned(load_settings(files, sets), arguments)
+
+
+def refuse_others(runs: Sequence[Planned]) -> None:
+    """Raise UserError if the folder of one holds a run with other settings."""
     for run in runs:
         if run.state == "other":
             raise UserError(f"{run.folder}: holds a run with other settings; remove it, or compare in another folder")
-    return runs
 
 
 def run_all(runs: Sequence[Planned], jobs: int, console: Console, command: Sequence[str] = TRAIN) -> list[Planned]:
@@ -132,7 +142,9 @@ def _outcome(run: Planned, code: int) -> str:
     if run.state != "finished":
         return f"{run.folder.name}  failed with exit code {code}, see {run.log}"
     summary = read_summary(run.folder)
-    scores = f"base {summary['base']['overall']:.3f} → trained {summary['trained']['overall']:.3f}"
+    scores = "trained"
+    if run.settings.benchmark:
+        scores = f"base {summary['base']['overall']:.3f} → trained {summary['trained']['overall']:.3f}"
     return f"{run.folder.name}  {scores}  {run.folder / 'report.html'}"
 
 
