@@ -59,7 +59,7 @@ def compare_tuned(
         refuse_others(stage.runs)
         alone = make == tuned.timing_stage
         require_all(stage.runs, run_all(stage.runs, 1 if alone else jobs, console))
-        if number > 1:
+        if make not in (tuned.grid_stage, tuned.timing_stage):  # these alone change no table
             write_tuned(tuned.data(), out / "tables", console if number == len(tuned.stages) else None)
 
 

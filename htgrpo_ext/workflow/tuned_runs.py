@@ -37,13 +37,16 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuned:
-    """All runs of such a comparison. What a choice needs is read from the folders of finished runs."""
+    """All runs of such a comparison. What a choice needs is read from the folders of finished runs, once."""
 
     comparison: Comparison
     files: tuple[Path, ...]
     overrides: tuple[str, ...]
     out: Path
     _defaults: dict[str, Value] = field(default_factory=dict)
+    _runs: dict[tuple, Planned] = field(default_factory=dict)
+    _choices: dict[str, Choice] = field(default_factory=dict)
+    _seconds: dict[str, list[list[float]]] = field(default_factory=dict)
 
     # --- runs --------------------------------------------------------------------------------------------------
 
@@ -85,8 +88,11 @@ class Tuned:
         return self._planned(method, sets, self.out / "timing" / f"{method}-{round_}")
 
     def _planned(self, method: str, sets: Overrides, folder: Path) -> Planned:
-        given = [f"{key}={value!r}" if isinstance(value, float) else f"{key}={value}" for key, value in sets.items()]
-        return planned([*self.files, *config_files("method", method)], [*self.overrides, *given], folder)
+        given = [f"{key}={value}" for key, value in sets.items()]
+        if (key := (folder, *given)) not in self._runs:
+            files = [*self.files, *config_files("method", method)]
+            self._runs[key] = planned(files, [*self.overrides, *given], folder)
+        return self._runs[key]
 
     def default(self, method: str) -> Value:
         """The default value of the method's own setting. Raises UserError if it is no number."""
@@ -121,9 +127,12 @@ class Tuned:
 
     def choice(self, method: str) -> Choice | None:
         """What the tuning chose; None before its runs are there."""
-        if (rate := self.rate(method)) is None or (scores := _scores(self.at_rate(method, rate))) is None:
-            return None
-        return Choice(rate, best_value(scores, self.default(method), self.comparison.tuning.tie))
+        if method not in self._choices:
+            if (rate := self.rate(method)) is None or (scores := _scores(self.at_rate(method, rate))) is None:
+                return None
+            value = best_value(scores, self.default(method), self.comparison.tuning.tie)
+            self._choices[method] = Choice(rate, value)
+        return self._choices[method]
 
     def tuned(self, method: str, choice: Choice, cycles: int | None = None) -> list[Planned]:
         """The runs of the comparison, one per seed."""
@@ -155,11 +164,13 @@ class Tuned:
 
     def seconds(self, method: str) -> list[list[float]] | None:
         """Seconds of scoring and updates of each timed cycle, by run; None before all were timed."""
-        runs = self.timings(method)
-        if runs is None or any(run.state != "finished" for run in runs):
-            return None
-        parts = [[cycle["seconds"] for cycle in read_metrics(run.folder)[1][1:]] for run in runs]
-        return [[each.get("score", 0.0) + each.get("update", 0.0) for each in of_run] for of_run in parts]
+        if method not in self._seconds:
+            runs = self.timings(method)
+            if runs is None or any(run.state != "finished" for run in runs):
+                return None
+            parts = [[cycle["seconds"] for cycle in read_metrics(run.folder)[1][1:]] for run in runs]
+            self._seconds[method] = [[each.get("score", 0.0) + each.get("update", 0.0) for each in p] for p in parts]
+        return self._seconds[method]
 
     def cycles_of_budget(self, method: str) -> int | None:
         """How many whole cycles the budget of seconds holds, at least 1; None before they were measured."""

@@ -119,11 +119,6 @@ def best_value(scores: Mapping[Value, float], default: Value, tie: float) -> Val
     return default if default in _tied(scores, tie) else max(scores, key=lambda value: scores[value])
 
 
-def at_end(rate: float, rates: list[float]) -> bool:
-    """Whether a rate is the smallest or the largest that was tried, so that a better one may lie beyond."""
-    return rate in (min(rates), max(rates))
-
-
 def short_rate(rate: float) -> str:
     """0.0003 as 3e-4"""
     digits, exponent = f"{rate:.6e}".split("e")
