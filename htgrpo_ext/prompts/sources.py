@@ -10,22 +10,23 @@ import torch
 
 from htgrpo_ext.core.randomness import derived_generator
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.micro import world
+from htgrpo_ext.micro import world as micro
 from htgrpo_ext.prompts.files import Line, read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
+from htgrpo_ext.words import world as words
 
 ENCODED_AT_ONCE = 1000
 
 
-class MicroWorld:
-    """The micro world's RL prompts: tasks in turn, a random prompt of each."""
+class World:
+    """A world's own RL prompts: tasks in turn, a random prompt of each."""
 
-    def __init__(self, seed: int, per_cycle: int, held_out: int):
+    def __init__(self, seed: int, per_cycle: int, name: str, prompts: Sequence[dict]):
         self.seed, self.per_cycle = seed, per_cycle
-        self.pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-        self.lines = [Line(prompt, "the micro world") for prompt in world.split_prompts(held_out)[0]]
-        for prompt, _ in self.lines:
-            self.pool[prompt["tag"]].append(prompt)
+        self.pool: dict[str, list[dict]] = {}
+        self.lines = [Line(prompt, f"the {name} world") for prompt in prompts]
+        for prompt in prompts:
+            self.pool.setdefault(prompt["tag"], []).append(prompt)
 
     def prompt(self, number: int) -> dict:
         """Prompt `number` of this source, from 0."""
@@ -64,8 +65,9 @@ class PromptSources:
     def __init__(self, sources: Sequence[PromptSource], seed: int, per_cycle: int, held_out: int):
         self.per_cycle = per_cycle
         self.weights = [source.weight for source in sources]
+        own = {"micro": lambda: micro.split_prompts(held_out), "words": words.split_prompts}
         self.sources = [
-            MicroWorld(seed, per_cycle, held_out)
+            World(seed, per_cycle, source.format, own[source.format]()[0])
             if source.path is None
             else Shuffled(read_prompts(source), seed, f"{i} {source.path.name}")
             for i, source in enumerate(sources)
