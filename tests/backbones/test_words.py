@@ -7,12 +7,10 @@ import torch
 import yaml
 
 from helpers.command import run
-from helpers.paths import CONFIGS
 from htgrpo_ext.backbones.micro.model import MicroConfig, rotary_tables
 from htgrpo_ext.backbones.words import pretrain as pretraining
 from htgrpo_ext.backbones.words.backbone import PAD, WordsBackbone, encode_letters, read_config
 from htgrpo_ext.backbones.words.model import WordsConfig, WordsModel
-from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.words import tokenizer, world
