@@ -15,7 +15,7 @@ SPLITS = {  # of a dataset, each with the words that name it in a file's or fold
 
 
 class PromptSource(Section):
-    format: Literal["micro", "geneval", "text", "jsonl", "dataset"]
+    format: Literal["micro", "geneval", "text-rendering", "text", "jsonl", "dataset"]
     path: Path | None = None
     column: str = "prompt"
     split: Literal["train", "validation", "test"] | None = None
@@ -23,7 +23,7 @@ class PromptSource(Section):
 
     @model_validator(mode="after")
     def _has_what_it_reads(self) -> Self:
-        if (self.path is None) != (self.format == "micro"):
+        if (self.path is None) != (self.format == "micro") and self.format != "text-rendering":  # with or without
             raise ValueError(f"format {self.format} takes {'no' if self.format == 'micro' else 'a'} path")
         if self.split and self.format != "dataset":
             raise ValueError(f"format {self.format} has no split")

@@ -13,8 +13,10 @@ from htgrpo_ext.errors import UserError
 from htgrpo_ext.micro import world
 from htgrpo_ext.prompts.files import Line, read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
+from htgrpo_ext.prompts.text_rendering import TRAINED, text_prompts
 
 ENCODED_AT_ONCE = 1000
+OWN = "text-rendering"  # where prompts without a file are from
 
 
 class MicroWorld:
@@ -54,6 +56,14 @@ class Shuffled:
         return self.lines[int(self._order[place])].prompt
 
 
+def _shuffled(source: PromptSource, seed: int, number: int) -> Shuffled:
+    """The prompts of a file, or the project's own. number: the source's place in the settings"""
+    if source.path is not None:
+        return Shuffled(read_prompts(source), seed, f"{number} {source.path.name}")
+    lines = [Line(prompt, OWN) for prompt in text_prompts(TRAINED, 0, "train")]
+    return Shuffled(lines, seed, f"{number} {OWN}")
+
+
 class PromptSources:
     """All sources of a run. Raises UserError if one cannot be read.
 
@@ -65,9 +75,7 @@ class PromptSources:
         self.per_cycle = per_cycle
         self.weights = [source.weight for source in sources]
         self.sources = [
-            MicroWorld(seed, per_cycle, held_out)
-            if source.path is None
-            else Shuffled(read_prompts(source), seed, f"{i} {source.path.name}")
+            MicroWorld(seed, per_cycle, held_out) if source.format == "micro" else _shuffled(source, seed, i)
             for i, source in enumerate(sources)
         ]
         self._turns: list[tuple[int, int]] = []  # for each prompt since the start: source, and its number there
