@@ -39,6 +39,11 @@ class Placement(StrEnum):
     free = "free"
 
 
+class Difficulty(StrEnum):
+    fixed = "fixed"
+    free = "free"
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"htgrpo {__version__}")
@@ -195,6 +200,19 @@ def pretrain_micro(
     from htgrpo_ext.backbones.micro.pretrain import pretrain
 
     pretrain(out, seed, steps, placement=placement.value)
+
+
+@app.command("pretrain-words")
+def pretrain_words(
+    out: Annotated[Path, typer.Option(help="Folder to save the checkpoint in.")],
+    steps: Annotated[int, typer.Option(min=1, max=10**7, help="Optimizer steps.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    difficulty: Annotated[Difficulty, typer.Option(help="Of a word's font, size and place.")] = Difficulty.fixed,
+) -> None:
+    """Make the words world's tokenizer, and train a base checkpoint from scratch."""
+    from htgrpo_ext.backbones.words.pretrain import pretrain
+
+    pretrain(out, seed, steps, free=difficulty is Difficulty.free)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from htgrpo_ext.benchmarks.base import Benchmark, Verdict
+from htgrpo_ext.words.world import MOST_HELD_OUT, TASKS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,10 +32,11 @@ def _reader() -> Reader:
 
 class WordsEval(Benchmark):
     name: Literal["wordseval"]
-    prompts_per_task: Annotated[int, Field(ge=1, le=60)]  # held out; the base has never seen them either
+    prompts_per_task: Annotated[int, Field(ge=1, le=MOST_HELD_OUT)]  # the base has never seen them either
 
     title = "WordsEval"
-    task_names = {"three_letters": "three letters", "four_letters": "four letters", "five_letters": "five letters"}
+    world = "words"
+    task_names = {task: task.replace("_", " ") for task in TASKS}
     rule = (
         "Scores are shares of images that RapidOCR reads as exactly the word; overall is the unweighted mean of the "
         "tasks. Intervals: 95 %, bootstrap over prompts within each task"
