@@ -141,6 +141,7 @@ $(READY): pyproject.toml constraints.txt
 		$(addprefix --extra-index-url ,$(TORCH_INDEX))
 	@echo "installing htgrpo_ext and what it needs"
 	@$(INSTALL) htgrpo_ext.workflow.train,htgrpo_ext.rewards.server,diffusers --quiet -c constraints.txt -e ".[dev]"
+	@$(INSTALL) rapidocr_onnxruntime -qq --no-deps --ignore-requires-python -c constraints.txt rapidocr-onnxruntime
 	@touch $@
 
 setup-upstream: $(READY_UPSTREAM)  ## Add what MaskGRPO's loop needs: TRL, DeepSpeed and more

@@ -240,6 +240,21 @@ def prompts_geneval_train(
     print(write_training_set(n, seed, exclude, out))
 
 
+@prompts_app.command("text-rendering")
+def prompts_text_rendering(
+    n: Annotated[int, typer.Option("--n", min=1, max=10**6, help="Lines to write.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write; must not exist.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Of the words that training prompts never have, for an evaluation.")
+    ] = False,
+) -> None:
+    """Write prompts that ask for a text in the picture, with the text beside each."""
+    from htgrpo_ext.prompts.text_rendering import write_text_prompts
+
+    print(write_text_prompts(n, seed, "held-out" if held_out else "train", out))
+
+
 @app.command("serve-reward")
 def serve_reward(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE.py:CLASS", help="A reward, or a class of your own.")],

@@ -13,9 +13,11 @@ from htgrpo_ext.errors import UserError
 from htgrpo_ext.micro import world as micro
 from htgrpo_ext.prompts.files import Line, read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
+from htgrpo_ext.prompts.text_rendering import TRAINED, text_prompts
 from htgrpo_ext.words import world as words
 
 ENCODED_AT_ONCE = 1000
+OWN = "text-rendering"  # where prompts without a file are from
 
 
 class World:
@@ -55,6 +57,14 @@ class Shuffled:
         return self.lines[int(self._order[place])].prompt
 
 
+def _shuffled(source: PromptSource, seed: int, number: int) -> Shuffled:
+    """The prompts of a file, or the project's own. number: the source's place in the settings"""
+    if source.path is not None:
+        return Shuffled(read_prompts(source), seed, f"{number} {source.path.name}")
+    lines = [Line(prompt, OWN) for prompt in text_prompts(TRAINED, 0, "train")]
+    return Shuffled(lines, seed, f"{number} {OWN}")
+
+
 class PromptSources:
     """All sources of a run. Raises UserError if one cannot be read.
 
@@ -68,8 +78,8 @@ class PromptSources:
         own = {"micro": lambda: micro.split_prompts(held_out), "words": words.split_prompts}
         self.sources = [
             World(seed, per_cycle, source.format, own[source.format]()[0])
-            if source.path is None
-            else Shuffled(read_prompts(source), seed, f"{i} {source.path.name}")
+            if source.format in own
+            else _shuffled(source, seed, i)
             for i, source in enumerate(sources)
         ]
         self._turns: list[tuple[int, int]] = []  # for each prompt since the start: source, and its number there
