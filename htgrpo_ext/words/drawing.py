@@ -1,8 +1,8 @@
 """How pictures of words are drawn: a background, and a word on it in one of matplotlib's fonts.
 
-Two difficulties. Fixed: one font and size, the first letter always at the same place. Free: four fonts, three sizes,
-and the word anywhere in the picture. Background, brightness and contrast vary in both; dark on light is as likely as
-light on dark.
+Two difficulties. Fixed: one font and size, the first letter always at the same place. Free: three fonts, two sizes, and
+the word anywhere in the picture, by steps of a token. Background, brightness and contrast vary in both; dark on light is
+as likely as light on dark.
 
 H x W pixels.
 """
@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from htgrpo_ext.words.world import HEIGHT, WIDTH
+from htgrpo_ext.words.world import HEIGHT, LETTERS, PATCH, WIDTH
 
 MONOSPACED = "DejaVuSansMono-Bold"
-FREE_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", MONOSPACED)
-FREE_SIZES = (16, 18, 20)  # pixels
+FREE_FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", MONOSPACED)
+FREE_SIZES = (16, 20)  # pixels
+MARGIN = 2  # pixels left and right: letters that touch the edge are misread
 FIXED_SIZE = 20  # a letter is then 12 pixels wide, three tokens
 FIXED_PLACE = (2, 1)  # pixels from the left and the top to the first letter's box
 
@@ -61,9 +62,12 @@ def _ink(text: str, rng: Random, free: bool) -> NDArray[np.float32]:
     font, place = _font(MONOSPACED, FIXED_SIZE), FIXED_PLACE
     if free:
         fonts = [_font(name, size) for name in FREE_FONTS for size in FREE_SIZES]
-        font = rng.choice([each for each in fonts if _box(text, each)[2] <= WIDTH])
-        left, top, width, height = _box(text, font)
-        place = rng.randint(-left, WIDTH - width - left), rng.randint(-top, HEIGHT - height - top)
+        font = rng.choice([each for each in fonts if _box(text, each)[2] <= WIDTH - 2 * MARGIN])
+        left, _, width, _ = _box(text, font)
+        _, top, _, height = _box(LETTERS, font)  # so that the line of letters does not depend on the word
+        column = rng.randint(0, (WIDTH - 2 * MARGIN - width) // PATCH)
+        row = rng.randint(0, (HEIGHT - height) // PATCH)
+        place = MARGIN + PATCH * column - left, PATCH * row - top
     ink = Image.new("L", (WIDTH, HEIGHT))
     ImageDraw.Draw(ink).text(place, text, fill=255, font=font)
     return np.asarray(ink, np.float32) / np.float32(255)

@@ -35,6 +35,7 @@ BATCH_SIZE = 64
 CODEBOOK_PICTURES = 4000  # half of each difficulty: both bases have the same codebook
 CODEBOOK_ITERATIONS = 20
 SIZE = 16_000_000  # bytes of a checkpoint, at most
+FIXED_FIRST = 250  # steps of a free base: it learns its letters at one place, and then to find the place
 WARMUP, FULL = 50, 400  # steps to the peak learning rate, and to the end of it
 
 
@@ -122,7 +123,7 @@ def train(model: WordsModel, seed: int, steps: int, free: bool) -> Iterator[tupl
     noise = derived_generator(seed, "masks")
     running = math.log(world.CODEBOOK_SIZE)
     for step in range(steps):
-        captions, pictures_BHW = training_pictures(rng, free, BATCH_SIZE)
+        captions, pictures_BHW = training_pictures(rng, free and step >= FIXED_FIRST, BATCH_SIZE)
         codes_BN = tokenizer.encode(pictures_BHW, model.codebook)
         ratios = [cosine_masked_share(u) for u in torch.rand(BATCH_SIZE, generator=noise).tolist()]
         masked_BN = torch.rand(codes_BN.shape, generator=noise) < torch.tensor(ratios)[:, None]
