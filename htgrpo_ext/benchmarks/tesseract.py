@@ -9,9 +9,9 @@ from PIL.Image import Image
 
 from htgrpo_ext.errors import one_line
 
-COMMAND = ("tesseract", "stdin", "stdout", "--psm", "7", "-l", "eng")  # 7: the picture is one line of text
+COMMAND = ("tesseract", "stdin", "stdout", "--psm", "7", "-l", "eng", "tsv")  # 7: the picture is one line of text
 SECONDS = 600  # for one call; 100 words of the words world take three
-PAGE_END = "\f"
+PAGE, WORD = "1", "5"  # levels of the table's rows
 
 
 class NotRead(Exception):
@@ -19,12 +19,15 @@ class NotRead(Exception):
 
 
 def read(pictures: Sequence[Image]) -> list[str]:
-    """The text of each picture, by one call: they are the pages of one TIFF. Raises NotRead."""
-    pages = io.BytesIO()
-    pictures[0].save(pages, "TIFF", save_all=True, append_images=pictures[1:])
+    """The text of each picture, by one call: they are the pages of one TIFF. Raises NotRead.
+
+    A word without any confidence is left out: Tesseract finds some on blank pictures.
+    """
+    pages, file = [picture.copy() for picture in pictures], io.BytesIO()  # Pillow fails on one that was saved as a PNG
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
     try:
-        done = subprocess.run(COMMAND, input=pages.getvalue(), capture_output=True, timeout=SECONDS, env=environment)
+        done = subprocess.run(COMMAND, input=file.getvalue(), capture_output=True, timeout=SECONDS, env=environment)
     except FileNotFoundError:
         raise NotRead("tesseract is not installed (apt-get install tesseract-ocr)") from None
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -32,7 +35,11 @@ def read(pictures: Sequence[Image]) -> list[str]:
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise NotRead(f"tesseract failed with status {done.returncode} ({one_line(said[0])})")
-    texts = done.stdout.decode(errors="replace").split(PAGE_END)
-    if len(texts) != len(pictures) + 1 or texts[-1].strip():  # each page ends so
-        raise NotRead(f"tesseract gave {len(texts) - 1} texts for {len(pictures)} pictures")
-    return [text.strip() for text in texts[:-1]]
+    rows = [row.split("\t") for row in done.stdout.decode(errors="replace").splitlines()[1:]]
+    texts: dict[str, list[str]] = {page: [] for level, page, *_ in rows if level == PAGE}
+    if list(texts) != [str(number) for number in range(1, len(pictures) + 1)]:
+        raise NotRead(f"tesseract gave {len(texts)} texts for {len(pictures)} pictures")
+    for level, page, *_, confidence, text in rows:
+        if level == WORD and float(confidence) > 0:
+            texts[page].append(text)
+    return [" ".join(words) for words in texts.values()]

@@ -26,3 +26,11 @@ def test_a_prompt_without_a_text_is_named_before_anything_is_loaded(term, tmp_pa
     with pytest.raises(UserError, match=f"^{re.escape(says)}") as raised:
         prepare_run(settings)
     assert "\n" not in str(raised.value)
+
+
+def test_a_held_out_prompt_without_a_text_is_named_too(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a red circle", "text": "red"}\n')
+    more = (f"reward.terms=[{HERE}]", f"prompts=[{{format: text-rendering, path: '{prompts}'}}]", "eval.every=1")
+    with pytest.raises(UserError, match=r"^held-out prompts \(eval\): reward ocr: prompt `"):
+        prepare_run(tiny_settings("htgrpo", BASE, tmp_path / "run", *more))
