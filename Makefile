@@ -2,10 +2,12 @@
 
 MODEL ?= micro
 METHOD ?= htgrpo
+# The models that a laptop trains.
+SMALL := micro words words-free
 # native: our own loop. upstream: MaskGRPO's with the patches, in which the real backbones are trained.
-LOOP ?= $(if $(filter micro,$(MODEL)),native,upstream)
+LOOP ?= $(if $(filter $(SMALL),$(MODEL)),native,upstream)
 # A file of configs/accelerate for `accelerate launch`, or none: one process.
-LAUNCH ?= $(if $(filter micro,$(MODEL)),none,zero2)
+LAUNCH ?= $(if $(filter $(SMALL),$(MODEL)),none,zero2)
 CHECKPOINT ?=
 UPSTREAM_URL ?=
 TO ?=
@@ -20,7 +22,7 @@ SEEDS ?= 3
 METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
 JOBS ?= 2
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
-CYCLES ?= $(if $(filter micro,$(MODEL)),10)
+CYCLES ?= $(if $(filter $(SMALL),$(MODEL)),10)
 # 1: a comparison tunes each method first, as configs/comparison says.
 TUNE ?=
 # Which of the paper's ablations, 1 to 5.
@@ -42,6 +44,9 @@ LIMIT ?=
 OUT ?= runs/micro-base
 STEPS ?= 1800
 PLACEMENT ?= canonical
+# Of a base of the words world.
+DIFFICULTY ?= fixed
+STEPS_WORDS = $(if $(filter free,$(DIFFICULTY)),3000,220)
 TEST_JOBS ?= 2
 
 VENV := .venv
@@ -113,8 +118,8 @@ comma := ,
 listed = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 yes = $(filter-out 0 no false,$(1))
 
-.PHONY: help setup train plan compare ablate reproduce eval-images eval-score test lint pretrain-micro clean \
-	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
+.PHONY: help setup train plan compare ablate reproduce eval-images eval-score test lint pretrain-micro \
+	pretrain-words clean upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
 help:  ## Show this
@@ -138,6 +143,7 @@ $(READY): pyproject.toml constraints.txt
 		$(addprefix --extra-index-url ,$(TORCH_INDEX))
 	@echo "installing htgrpo_ext and what it needs"
 	@$(INSTALL) htgrpo_ext.workflow.train,htgrpo_ext.rewards.server,diffusers --quiet -c constraints.txt -e ".[dev]"
+	@$(INSTALL) rapidocr_onnxruntime -qq --no-deps --ignore-requires-python -c constraints.txt rapidocr-onnxruntime
 	@touch $@
 
 setup-upstream: $(READY_UPSTREAM)  ## Add what MaskGRPO's loop needs: TRL, DeepSpeed and more
@@ -201,7 +207,7 @@ reproduce: $(READY_FOR_ALL)  ## Train, generate, score, compare: MODEL, METHODS,
 	@$(REPRODUCE) --methods '$(call listed,$(METHODS))' --out $(call or-out,runs/reproduce-$(MODEL))
 
 ablate: $(READY_FOR_ALL)  ## Run one of the paper's ablations beside the full method: A=1..5, MODEL, SEEDS=3, CYCLES=10, JOBS=2, SET
-	@$(if $(filter micro,$(MODEL)),$(BIN)/htgrpo ablate $(MODEL_FILES) --ablation $(A) --seeds $(SEEDS) --jobs $(JOBS) \
+	@$(if $(filter $(SMALL),$(MODEL)),$(BIN)/htgrpo ablate $(MODEL_FILES) --ablation $(A) --seeds $(SEEDS) --jobs $(JOBS) \
 		--out $(call or-out,runs/ablate) $(SETS_SHORT),$(REPRODUCE) --ablation $(A) --out $(call or-out,runs/ablate-$(MODEL)))
 
 eval-images: $(READY)  ## Paint a benchmark's prompts: BENCH, MODEL, CHECKPOINT, ADAPTER, OUT, PROCESSES, LABEL, PROMPTS, LIMIT, SET
@@ -260,6 +266,10 @@ lint: $(READY)  ## Check style, types, and that imports point downwards
 
 pretrain-micro: $(READY)  ## Train the micro model's base checkpoint: OUT, SEED, STEPS, PLACEMENT
 	@$(BIN)/htgrpo pretrain-micro --out $(OUT) --seed $(SEED) --steps $(STEPS) --placement $(PLACEMENT)
+
+pretrain-words: $(READY)  ## Make the words world's tokenizer, train a base checkpoint: OUT, SEED, STEPS, DIFFICULTY=fixed|free
+	@$(BIN)/htgrpo pretrain-words --out $(call or-out,runs/words-$(DIFFICULTY)) --seed $(SEED) \
+		--steps $(if $(filter file,$(origin STEPS)),$(STEPS_WORDS),$(STEPS)) --difficulty $(DIFFICULTY)
 
 clean:  ## Remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -39,6 +39,11 @@ class Placement(StrEnum):
     free = "free"
 
 
+class Difficulty(StrEnum):
+    fixed = "fixed"
+    free = "free"
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"htgrpo {__version__}")
@@ -218,6 +223,19 @@ def pretrain_micro(
     pretrain(out, seed, steps, placement=placement.value)
 
 
+@app.command("pretrain-words")
+def pretrain_words(
+    out: Annotated[Path, typer.Option(help="Folder to save the checkpoint in.")],
+    steps: Annotated[int, typer.Option(min=1, max=10**7, help="Optimizer steps.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    difficulty: Annotated[Difficulty, typer.Option(help="Of a word's font, size and place.")] = Difficulty.fixed,
+) -> None:
+    """Make the words world's tokenizer, and train a base checkpoint from scratch."""
+    from htgrpo_ext.backbones.words.pretrain import pretrain
+
+    pretrain(out, seed, steps, free=difficulty is Difficulty.free)
+
+
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER")]) -> None:
     """Write report.html of a finished run again."""
@@ -241,6 +259,21 @@ def prompts_geneval_train(
     from htgrpo_ext.prompts.geneval import write_training_set
 
     print(write_training_set(n, seed, exclude, out))
+
+
+@prompts_app.command("text-rendering")
+def prompts_text_rendering(
+    n: Annotated[int, typer.Option("--n", min=1, max=10**6, help="Lines to write.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write; must not exist.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Of the words that training prompts never have, for an evaluation.")
+    ] = False,
+) -> None:
+    """Write prompts that ask for a text in the picture, with the text beside each."""
+    from htgrpo_ext.prompts.text_rendering import write_text_prompts
+
+    print(write_text_prompts(n, seed, "held-out" if held_out else "train", out))
 
 
 @app.command("serve-reward")

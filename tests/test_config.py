@@ -150,7 +150,8 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_key(tmp_pat
         ("method=htgrpo", "method must be a section of settings (got 'htgrpo')"),
         (
             "reward.terms=[{name: hpsv3, weight: 1}]",
-            "reward.terms.0: reward `hpsv3` needs the url of a server (in process: aesthetic, clip, partial, verdict)",
+            "reward.terms.0: reward `hpsv3` needs the url of a server "
+            "(in process: aesthetic, clip, ocr, ocr-exact, partial, verdict)",
         ),
         (
             "reward.terms=[{name: clip, weight: 1, url: '127.0.0.1:80'}]",

@@ -11,6 +11,7 @@ from helpers.micro_runs import tiny_checkpoint, tiny_settings
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.benchmarks.base import Benchmark, Verdict
 from htgrpo_ext.evaluation import evaluate
+from htgrpo_ext.report.folder import read_scored
 
 TEXTS = [f"a {color} star in the snow" for color in ("red", "blue", "green")] * 15  # more than one batch holds
 
@@ -79,3 +80,26 @@ def test_noise_depends_on_the_benchmarks_seed_and_the_prompts_place_only(evaluat
         evaluate(bright, backbone, settings.rollout, 128, folder, name, lambda _: None)
         with np.load(folder / f"eval/{name}.npz") as other:
             assert np.array_equal(other["kept"], arrays["kept"]) == (name == "again")
+
+
+class Measured(Bright):
+    """The second measure cannot be had for the second batch."""
+
+    measures = {"red": "mean of the red channel", "none": "nothing"}
+
+    def measure(self, prompts, verdicts, pixels):
+        assert [verdict.reason for verdict in verdicts] == [prompt["prompt"] for prompt in prompts]
+        reds = pixels()[:, 0].mean((1, 2)).tolist()
+        return {"red": reds, "none": [0.0] * len(prompts) if len(prompts) == 64 else "no second batch"}
+
+
+def test_measures_are_saved_by_prompt_and_image_with_the_reason_for_what_is_lacking(evaluated):
+    folder, backbone, arrays, *_ = evaluated
+    settings = tiny_settings("htgrpo", folder / "checkpoint", folder)
+    benchmark = Measured(images_per_prompt=2, seed=5)
+    evaluate(benchmark, backbone, settings.rollout, 16, folder, "measured", lambda _: None)
+    scored = read_scored(folder, "measured")
+    assert np.array_equal(scored.kept_QI, arrays["kept"])
+    assert scored.measures["red"] == pytest.approx(arrays["kept"][..., 0], abs=1e-6)
+    assert scored.measures["none"] == "no second batch"
+    assert read_scored(folder, "base").measures == {}

@@ -7,6 +7,7 @@ from htgrpo_ext.backbones.lumina import Lumina
 from htgrpo_ext.backbones.micro import Micro
 from htgrpo_ext.backbones.mmada import Mmada
 from htgrpo_ext.backbones.settings import ModelSection
+from htgrpo_ext.backbones.words import Words, WordsFree
 from htgrpo_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from htgrpo_ext.backbones.base import Backbone
 
-BACKBONES: tuple[type[ModelSection], ...] = (Micro, Mmada, Lumina)
+BACKBONES: tuple[type[ModelSection], ...] = (Micro, Words, WordsFree, Mmada, Lumina)
 
 
 def load_backbone(

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from htgrpo_ext.benchmarks.base import Benchmark, Evaluation
-from htgrpo_ext.benchmarks.held_out import HeldOut
+from htgrpo_ext.benchmarks.held_out import HeldOut, HeldOutTexts
 from htgrpo_ext.benchmarks.micro import MicroEval
+from htgrpo_ext.benchmarks.words import WordsEval
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.section import one_of
 
-BENCHMARKS: tuple[type[Benchmark], ...] = (MicroEval,)
-EVALUATIONS: tuple[type[Evaluation], ...] = (*BENCHMARKS, HeldOut)
+BENCHMARKS: tuple[type[Benchmark], ...] = (MicroEval, WordsEval)
+EVALUATIONS: tuple[type[Evaluation], ...] = (*BENCHMARKS, HeldOut, HeldOutTexts)
 
 if TYPE_CHECKING:
     AnyEvaluation = Evaluation

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
@@ -76,6 +76,7 @@ class Benchmark(Evaluation):
         "over prompts within each task"
     )
     published: ClassVar[PublishedScores | None] = None
+    measures: ClassVar[Mapping[str, str]] = {}  # names of further numbers of an image, which no score counts: words
 
     @property
     def num_held_out(self) -> int:
@@ -105,6 +106,15 @@ class Benchmark(Evaluation):
         codes_BN  int64 [B, N], on the CPU
         pixels    decodes them when called: float32 [B, 3, H, W] in [-1, 1]
         """
+
+    def measure(
+        self, prompts: Sequence[dict], verdicts: Sequence[Verdict], pixels: Callable[[], Tensor]
+    ) -> Mapping[str, Sequence[float] | str]:
+        """Each of `measures` for B images, which were judged; report and summary show their means beside the scores.
+
+        A prompt's images are adjacent, and all there. A measure that cannot be had here is a text that says why.
+        """
+        return {}
 
     @abstractmethod
     def keep(self, codes_BN: Tensor, pixels: Callable[[], Tensor]) -> NDArray:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.prompts.settings import SPLITS, PromptSource
+from htgrpo_ext.rewards.texts import wanted_text
 
 
 class Line(NamedTuple):
@@ -43,6 +44,8 @@ def _lines(path: Path, source: PromptSource) -> Iterator[Line]:
             yield Line({"prompt": text}, place)
         elif source.format == "jsonl":
             yield Line({"prompt": text_at(source.column, json_object(text, place), place)}, place)
+        elif source.format == "text-rendering":
+            yield Line(_with_text(json_object(text, place), place), place)
         else:
             yield Line(geneval_metadata(text, place), place)
 
@@ -83,6 +86,15 @@ def geneval_metadata(text: str, place: str) -> dict:
     if problem := _geneval_problem(value := _parsed(text)):
         raise UserError(f"{place}: not GenEval metadata ({problem})")
     return value
+
+
+def _with_text(value: dict, place: str) -> dict:
+    """A prompt, and the text that its picture should have, from its metadata or between double quotes."""
+    prompt = value | {"prompt": text_at("prompt", value, place)}
+    try:
+        return prompt | {"text": wanted_text(prompt)}
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _text(value: Any, place: str, column: str) -> str:

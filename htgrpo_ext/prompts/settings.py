@@ -13,9 +13,11 @@ SPLITS = {  # of a dataset, each with the words that name it in a file's or fold
     "test": ("test", "testing", "eval", "evaluation"),
 }
 
+WORLDS = ("micro", "words")  # their prompts are not in a file
+
 
 class PromptSource(Section):
-    format: Literal["micro", "geneval", "text", "jsonl", "dataset"]
+    format: Literal["micro", "words", "geneval", "text-rendering", "text", "jsonl", "dataset"]
     path: Path | None = None
     column: str = "prompt"
     split: Literal["train", "validation", "test"] | None = None
@@ -23,8 +25,8 @@ class PromptSource(Section):
 
     @model_validator(mode="after")
     def _has_what_it_reads(self) -> Self:
-        if (self.path is None) != (self.format == "micro"):
-            raise ValueError(f"format {self.format} takes {'no' if self.format == 'micro' else 'a'} path")
+        if (self.path is None) != (self.format in WORLDS) and self.format != "text-rendering":  # with or without
+            raise ValueError(f"format {self.format} takes {'no' if self.format in WORLDS else 'a'} path")
         if self.split and self.format != "dataset":
             raise ValueError(f"format {self.format} has no split")
         return self

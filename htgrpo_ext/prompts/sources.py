@@ -10,22 +10,25 @@ import torch
 
 from htgrpo_ext.core.randomness import derived_generator
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.micro import world
+from htgrpo_ext.micro import world as micro
 from htgrpo_ext.prompts.files import Line, read_prompts
 from htgrpo_ext.prompts.settings import PromptSource
+from htgrpo_ext.prompts.text_rendering import TRAINED, text_prompts
+from htgrpo_ext.words import world as words
 
 ENCODED_AT_ONCE = 1000
+OWN = "text-rendering"  # where prompts without a file are from
 
 
-class MicroWorld:
-    """The micro world's RL prompts: tasks in turn, a random prompt of each."""
+class World:
+    """A world's own RL prompts: tasks in turn, a random prompt of each."""
 
-    def __init__(self, seed: int, per_cycle: int, held_out: int):
+    def __init__(self, seed: int, per_cycle: int, name: str, prompts: Sequence[dict]):
         self.seed, self.per_cycle = seed, per_cycle
-        self.pool: dict[str, list[world.Prompt]] = {task: [] for task in world.TASKS}
-        self.lines = [Line(prompt, "the micro world") for prompt in world.split_prompts(held_out)[0]]
-        for prompt, _ in self.lines:
-            self.pool[prompt["tag"]].append(prompt)
+        self.pool: dict[str, list[dict]] = {}
+        self.lines = [Line(prompt, f"the {name} world") for prompt in prompts]
+        for prompt in prompts:
+            self.pool.setdefault(prompt["tag"], []).append(prompt)
 
     def prompt(self, number: int) -> dict:
         """Prompt `number` of this source, from 0."""
@@ -54,6 +57,14 @@ class Shuffled:
         return self.lines[int(self._order[place])].prompt
 
 
+def _shuffled(source: PromptSource, seed: int, number: int) -> Shuffled:
+    """The prompts of a file, or the project's own. number: the source's place in the settings"""
+    if source.path is not None:
+        return Shuffled(read_prompts(source), seed, f"{number} {source.path.name}")
+    lines = [Line(prompt, OWN) for prompt in text_prompts(TRAINED, 0, "train")]
+    return Shuffled(lines, seed, f"{number} {OWN}")
+
+
 class PromptSources:
     """All sources of a run. Raises UserError if one cannot be read.
 
@@ -64,10 +75,11 @@ class PromptSources:
     def __init__(self, sources: Sequence[PromptSource], seed: int, per_cycle: int, held_out: int):
         self.per_cycle = per_cycle
         self.weights = [source.weight for source in sources]
+        own = {"micro": lambda: micro.split_prompts(held_out), "words": words.split_prompts}
         self.sources = [
-            MicroWorld(seed, per_cycle, held_out)
-            if source.path is None
-            else Shuffled(read_prompts(source), seed, f"{i} {source.path.name}")
+            World(seed, per_cycle, source.format, own[source.format]()[0])
+            if source.format in own
+            else _shuffled(source, seed, i)
             for i, source in enumerate(sources)
         ]
         self._turns: list[tuple[int, int]] = []  # for each prompt since the start: source, and its number there

@@ -63,6 +63,7 @@ class Scored:
     correct_QI: NDArray  # bool
     partial_QI: NDArray  # float32
     reasons_QI: NDArray  # str
+    measures: dict[str, NDArray | str]  # of each of the benchmark's measures float64 [Q, I], or why it is lacking
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,12 @@ def read_prompts(folder: Path) -> list[dict]:
 def read_scored(folder: Path, which: str) -> Scored:
     """The evaluation of the `base` or the `trained` model."""
     with _reading(folder / "eval" / f"{which}.npz") as file, np.load(file) as arrays:
-        return Scored(*(arrays[name] for name in ("kept", "correct", "partial", "reasons")))
+        kept, correct, partial, reasons = (arrays[name] for name in ("kept", "correct", "partial", "reasons"))
+        measures: dict[str, NDArray | str] = {}
+        if "measures" in arrays:
+            each = zip(arrays["measured"].tolist(), arrays["lacking"].tolist(), strict=True)
+            measures = {name: why or arrays["measures"][..., m] for m, (name, why) in enumerate(each)}
+        return Scored(kept, correct, partial, reasons, measures)
 
 
 def read_rollout(folder: Path) -> ShownRollout | None:

@@ -12,7 +12,7 @@ import numpy as np
 from htgrpo_ext.benchmarks.aggregate import aggregate
 from htgrpo_ext.benchmarks.base import Benchmark
 from htgrpo_ext.files import write_atomically
-from htgrpo_ext.report.folder import read_best, read_held_out, read_metrics, read_prompts, read_scored
+from htgrpo_ext.report.folder import Scored, read_best, read_held_out, read_metrics, read_prompts, read_scored
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.log import finite_or_none
 
@@ -35,9 +35,9 @@ def write_summary(folder: Path, settings: RunSettings, peak_memory_bytes: int, s
     seconds  by part, of what the cycles do not time themselves (evaluation, say); added to the cycles' sums
 
     `images` is the number of images of each of the two evaluations; `gain_interval` pairs them prompt by prompt. A
-    run without a benchmark has None in place of the evaluation's numbers. `reward` is the mean of the first and of
-    the last cycles. `held_out` is what came of the evaluations while training, None without them. `forwards` counts
-    rows, by kind; `cycles` says over how many cycles.
+    run without a benchmark has None in place of the evaluation's numbers; `measures` is there if the benchmark has any.
+    `reward` is the mean of the first and of the last cycles. `held_out` is what came of the evaluations while training,
+    None without them. `forwards` counts rows, by kind; `cycles` says over how many cycles.
     """
     (updates, cycles), held_out = read_metrics(folder), read_held_out(folder)
     evaluation = ({"evaluation": each["seconds"]} for each in held_out)
@@ -100,11 +100,24 @@ def result_line(summary: dict, benchmark: Benchmark | None) -> str:
     return f"{benchmark.title}  {' → '.join(scores)}  gain {summary['gain']:+.3f}"
 
 
+def measure_lines(summary: dict, benchmark: Benchmark | None) -> list[str]:
+    """What else the benchmark measured, one line each."""
+    if benchmark is None:
+        return []
+    lines = []
+    for name, words in benchmark.measures.items():
+        found = summary["measures"][name]
+        numbers = found.get("lacking") or f"{found['base']['score']:.3f} → {found['trained']['score']:.3f}"
+        lines.append(f"  {words}: {numbers}")
+    return lines
+
+
 def _evaluation(folder: Path, benchmark: Benchmark | None) -> dict:
     if benchmark is None:
         return dict.fromkeys(("base", "trained", "gain", "gain_interval", "prompts", "images"))
     prompts = read_prompts(folder)
-    base, trained = (read_scored(folder, which).correct_QI for which in ("base", "trained"))
+    scored = [read_scored(folder, which) for which in ("base", "trained")]
+    base, trained = (each.correct_QI for each in scored)
     gain = benchmark.summarise(prompts, trained.astype(float) - base)["overall"]
     return {
         "base": _scores(benchmark.summarise(prompts, base)),
@@ -113,7 +126,23 @@ def _evaluation(folder: Path, benchmark: Benchmark | None) -> dict:
         "gain_interval": [gain["low"], gain["high"]],
         "prompts": len(prompts),
         "images": base.size,
-    }
+    } | ({"measures": _measures(benchmark, prompts, *scored)} if benchmark.measures else {})
+
+
+def _measures(benchmark: Benchmark, prompts: list[dict], base: Scored, trained: Scored) -> dict:
+    """Each measure summed up like the verdicts, or why it is lacking; the gain is paired prompt by prompt."""
+    found = {}
+    for name in benchmark.measures:
+        before, after = (scored.measures.get(name, "not measured") for scored in (base, trained))
+        if isinstance(before, str) or isinstance(after, str):
+            found[name] = {"lacking": before if isinstance(before, str) else after}
+            continue
+        parts = {"base": before, "trained": after, "gain": after - before}
+        scores = {part: benchmark.summarise(prompts, values)["overall"] for part, values in parts.items()}
+        found[name] = {
+            part: {"score": score["score"], "interval": [score["low"], score["high"]]} for part, score in scores.items()
+        }
+    return found
 
 
 def _held_out(folder: Path, settings: RunSettings, evaluations: list[dict]) -> dict | None:

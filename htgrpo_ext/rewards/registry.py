@@ -17,7 +17,7 @@ class Reward(NamedTuple):
 
 
 # launch/rewards has a script for each.
-LAUNCHED = ("clip", "deqa", "geneval", "hpsv3", "imagereward", "unifiedreward", "unipercept")
+LAUNCHED = ("clip", "deqa", "geneval", "hpsv3", "imagereward", "ocr", "unifiedreward", "unipercept")
 
 
 def start_command(name: str, port: int | None) -> str:
@@ -43,4 +43,6 @@ REWARDS = {
     "iqa": Reward("unipercept"),
     "ista": Reward("unipercept"),
     "unifiedreward": Reward("unifiedreward"),
+    "ocr": Reward("ocr", in_process=True),
+    "ocr-exact": Reward("ocr", in_process=True),
 }

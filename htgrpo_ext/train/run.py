@@ -1,7 +1,7 @@
 """What both loops have in common: the state of a run, its preparation, and the interface of a loop."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,11 @@ from accelerate import PartialState
 
 from htgrpo_ext.backbones.base import Backbone
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.prompts.files import Line
 from htgrpo_ext.prompts.sources import PromptSources
 from htgrpo_ext.rewards.mix import Rewards
+from htgrpo_ext.rewards.scorers import prompt_check
+from htgrpo_ext.rewards.settings import RewardSettings
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.guard import StepGuard, everywhere
 from htgrpo_ext.train.log import MetricsLog
@@ -103,8 +106,8 @@ class TrainingLoop(Protocol):
 def prepare_run(settings: RunSettings) -> Run:
     """Check the batch against the number of processes, then prompts and reward servers, before any model is loaded.
 
-    Raises UserError for an impossible batch, a checkpoint that is not there, a prompt that the model cannot read, or
-    an unavailable reward.
+    Raises UserError for an impossible batch, a checkpoint that is not there, a prompt that the model cannot read or a
+    reward cannot score, or an unavailable reward.
     """
     processes = PartialState()
     if problems := settings.problems(processes.num_processes) or settings.model.absent(settings.reward.reads_pixels):
@@ -113,6 +116,7 @@ def prepare_run(settings: RunSettings) -> Run:
     prompts, encode = prompt_sources(settings), settings.model.prompt_encoder()
     prompts.check(encode)
     held_out = held_out_prompts(settings, prompts, encode)
+    check_rewarded(settings.reward, prompts, held_out)
     rewards = Rewards(settings.reward, processes, settings.rollout.rollouts_per_prompt)
     rewards.start()
     return Run(settings, processes, log, TrainingProgress(settings, log.enabled), prompts, rewards, held_out)
@@ -133,6 +137,19 @@ def held_out_prompts(settings: RunSettings, prompts: PromptSources, encode: Call
     except UserError as error:
         raise UserError(f"held-out prompts: {error} (eval)") from None
     return held_out
+
+
+def check_rewarded(reward: RewardSettings, prompts: PromptSources, held_out: Sequence[dict]) -> None:
+    """Raise UserError, with file and line, for a prompt that a reward of the run can never score."""
+    lines = [line for source in prompts.sources for line in source.lines]
+    lines += [Line(prompt, "held-out prompts (eval)") for prompt in held_out]
+    for term in reward.terms:
+        if check := prompt_check(term.name):
+            for prompt, place in lines:
+                try:
+                    check(prompt)
+                except ValueError as error:
+                    raise UserError(f"{place}: reward {term.name}: {error}") from None
 
 
 def warmup_factor(step: int, warmup: int) -> float:

@@ -14,7 +14,7 @@ import torch
 from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.evaluation import evaluate
 from htgrpo_ext.report.page import write_report
-from htgrpo_ext.report.summary import held_out_line, result_line, write_summary
+from htgrpo_ext.report.summary import held_out_line, measure_lines, result_line, write_summary
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.folder import held_folder
 from htgrpo_ext.train.run import TrainingLoop
@@ -80,7 +80,7 @@ def train_and_report(training: TrainingLoop) -> Path:
         if held_out := summary["held_out"]:
             print(held_out_line(held_out, folder))
         if benchmark or not held_out:
-            print(result_line(summary, benchmark))
+            print("\n".join([*measure_lines(summary, benchmark), result_line(summary, benchmark)]))
     return folder
 
 

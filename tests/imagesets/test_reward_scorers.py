@@ -1,5 +1,6 @@
 """Reward models as scorers of a set: in this process and behind a server, with stubs in the models' place."""
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -7,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.image_sets import made_set
+from helpers.drawn_words import drawn
+from helpers.image_sets import made_set, written
 from helpers.reward_stub import brightness, good, server
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.imagesets.scorers import SCORERS, scorer_named
 from htgrpo_ext.imagesets.scorers.rewards import RewardModel
 from htgrpo_ext.imagesets.scores import read_scores
 from htgrpo_ext.imagesets.sets import check_set
-from htgrpo_ext.pixels import decode_png, encode_png
+from htgrpo_ext.pixels import decode_png, encode_png, levels_image
 from htgrpo_ext.rewards.registry import REWARDS
 from htgrpo_ext.rewards.scorers import deqa, scorer_class, unipercept
+from htgrpo_ext.rewards.texts import wanted_text
 from htgrpo_ext.workflow.score import score
 
 
@@ -139,6 +142,40 @@ def test_a_server_that_is_not_there_or_serves_another_reward_is_refused_before_t
         score(folder, scorer_named("clip", {"url": url}), "clip")
     with pytest.raises(UserError, match=r"^scorer clip: option `url`: value error, must begin with http"):
         scorer_named("clip", {"url": "localhost:1"})
+
+
+def test_ocr_reads_a_set_of_a_file_in_process_and_behind_a_server(tmp_path):
+    """Two pictures of each prompt say it, the third lacks a letter of five, the fourth is blank."""
+    pytest.importorskip("rapidocr_onnxruntime", reason="RapidOCR is not there; make setup installs it")
+    lines = [{"tag": "a", "prompt": "a sign", "text": "River"}, {"prompt": 'a sign "stone"'}]
+    prompts = written(tmp_path / "prompts.jsonl", [json.dumps(line) for line in lines])
+
+    def paint(item):
+        word = wanted_text(item.metadata).lower()
+        return [levels_image(drawn(text)) for text in (word, word, word[:-1], "")]
+
+    folder = tmp_path / "set"
+    made_set(folder, "file", prompts, paint=paint, size=(96, 32))
+    score(folder, scorer_named("ocr", {"detection": False, "device": "cpu"}), "ocr")
+    items, found = scored(folder, "ocr")
+    assert [line.values["ocr"] for line in found] == [1, 1, 0.8, 0] * 2
+    assert [line.values["ocr-exact"] for line in found] == [1, 1, 0, 0] * 2
+    columns = scorer_named("ocr").columns(items, found, {}).columns
+    assert [column.total_Q.sum() / column.count_Q.sum() for column in columns] == [0.7, 0.5]
+
+    with server(names=("ocr", "ocr-exact")) as (url, seen):  # it scores brightness; what matters is what it is told
+        score(folder, scorer_named("ocr", {"url": url}), "ocr", again=True)
+        asked = [prompt for request in seen for prompt in request["prompts"]]
+    assert asked[0] == lines[0] and {"prompt": 'a sign "stone"'} in asked
+
+
+def test_ocr_refuses_a_set_with_a_prompt_without_a_text_before_it_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr("htgrpo_ext.rewards.ocr.Reader.__init__", lambda self, *_: None)
+    prompts = written(tmp_path / "prompts.txt", ['a sign "OPEN"', "a wall"])
+    made_set(tmp_path / "set", "file", prompts)
+    with pytest.raises(UserError, match="^scorer ocr: 00001: prompt `a wall`: no text to read"):
+        score(tmp_path / "set", scorer_named("ocr"), "ocr")
+    assert not (tmp_path / "set/scores/ocr.jsonl").exists()
 
 
 def test_every_reward_model_here_is_a_reward_with_its_metrics():

@@ -45,6 +45,13 @@ class MicroConfig(PretrainedConfig):
         self.ffn_size = ffn_size
         self.rope_base = rope_base
 
+    def positions(self) -> Tensor:
+        """Row and column of every place in the sequence, words first, for rotary positions. [S, 2]"""
+        text = torch.arange(self.prompt_length, device="cpu")
+        cell = torch.arange(self.grid, device="cpu") + self.prompt_length
+        image = torch.cartesian_prod(cell, cell)
+        return torch.cat([text[:, None].expand(-1, 2), image])
+
     @property
     def image_offset(self) -> int:
         """Id of image code 0."""
@@ -61,10 +68,7 @@ class MicroConfig(PretrainedConfig):
 
 def rotary_tables(config: MicroConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines, float32 [S, head_dim / 2], of the rotation angle of each pair of features."""
-    text = torch.arange(config.prompt_length, device="cpu")
-    cell = torch.arange(config.grid, device="cpu") + config.prompt_length
-    rows = torch.cat([text, cell.repeat_interleave(config.grid)])
-    columns = torch.cat([text, cell.repeat(config.grid)])
+    rows, columns = config.positions().unbind(1)
     quarter = config.hidden_size // config.num_heads // 4
     frequencies = config.rope_base ** (-torch.arange(quarter, device="cpu") / quarter)
     angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=-1)

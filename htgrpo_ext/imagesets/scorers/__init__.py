@@ -10,7 +10,7 @@ from htgrpo_ext.imagesets.scorers.base import Scorer
 from htgrpo_ext.imagesets.scorers.dpg import DPG
 from htgrpo_ext.imagesets.scorers.geneval import GenEval
 from htgrpo_ext.imagesets.scorers.micro import Micro
-from htgrpo_ext.imagesets.scorers.rewards import Clip, DeQA, HPSv3, ImageReward, UnifiedReward, UniPercept
+from htgrpo_ext.imagesets.scorers.rewards import Clip, DeQA, HPSv3, ImageReward, Ocr, UnifiedReward, UniPercept
 
 SCORERS: tuple[type[Scorer], ...] = (
     GenEval,
@@ -21,6 +21,7 @@ SCORERS: tuple[type[Scorer], ...] = (
     UniPercept,
     Clip,
     UnifiedReward,
+    Ocr,
     Micro,
 )
 

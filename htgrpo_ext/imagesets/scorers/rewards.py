@@ -68,7 +68,7 @@ class RewardModel(Scorer):
             items = pictures.items[start : start + step]
             places = [(item, number) for item in items for number in range(pictures.images_per_prompt)]
             levels_B = [_levels(image) for item in items for image in pictures.load(item)]
-            prompts = [{"prompt": item.prompt} for item, _ in places]
+            prompts = [self.asked(item) for item, _ in places]
             try:
                 values = {name: self._model.score(name, prompts, levels_B) for name in self.metrics}
             except ValueError as error:
@@ -78,6 +78,10 @@ class RewardModel(Scorer):
                 if self.may_lack:
                     found = {name: value for name, value in found.items() if not math.isnan(value)}
                 yield ScoreLine(item.key, number, found)
+
+    def asked(self, item: Item) -> dict:
+        """What the reward is told of an item, at least {"prompt": text}."""
+        return {"prompt": item.prompt}
 
     def columns(self, items: Sequence[Item], lines: Sequence[ScoreLine], about: Mapping) -> Columns:
         return mean_columns(items, lines, self.titles, self.metrics[0] if len(self.metrics) == 1 else "")
@@ -200,3 +204,26 @@ class UniPercept(RewardModel):
     title = "UniPercept"
     metrics = ("iaa", "iqa", "ista")
     titles: ClassVar = {"iaa": "IAA", "iqa": "IQA", "ista": "ISTA"}
+
+
+class Ocr(RewardModel):
+    """Text that was read, against the metadata's `text` or what the prompt has between double quotes."""
+
+    name = "ocr"
+    title = "OCR"
+    metrics = ("ocr", "ocr-exact")
+    titles: ClassVar = {"ocr": "OCR", "ocr-exact": "Exact"}
+    incidental = RewardModel.incidental | {"threads"}
+
+    def asked(self, item: Item) -> dict:
+        return item.metadata | {"prompt": item.prompt}
+
+    def score(self, pictures: Pictures, work: Path) -> Iterator[ScoreLine]:
+        from htgrpo_ext.rewards.texts import wanted_text
+
+        for item in pictures.items:  # all of them, before the first image is read
+            try:
+                wanted_text(self.asked(item))
+            except ValueError as error:
+                raise UserError(f"scorer {self.name}: {item.key}: {error}") from None
+        yield from super().score(pictures, work)

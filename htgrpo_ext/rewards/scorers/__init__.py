@@ -28,7 +28,9 @@ class Scorer(Protocol):
 
     rewards  names of the rewards that it gives
 
-    It may have an attribute `cut_prompts`, the number of prompts so far of which the model read only the start.
+    It may have an attribute `cut_prompts`, the number of prompts so far of which the model read only the start; and a
+    static method `check_prompt(prompt)` that raises ValueError, one line, for a prompt that it can never score. A run
+    calls that for each of its prompts before it loads a model.
     """
 
     rewards: ClassVar[tuple[str, ...]]
@@ -60,6 +62,11 @@ def scorer_class(name: str) -> type[Scorer]:
     if found is None or not callable(getattr(found, "score", None)) or not getattr(found, "rewards", None):
         raise UserError(f"{name}: no class with `rewards` and `score` (see htgrpo_ext/rewards/scorers/__init__.py)")
     return found
+
+
+def prompt_check(name: str) -> Callable[[dict], object] | None:
+    """`check_prompt` of a reward in `REWARDS`; None if it has none, and for a reward that is not ours."""
+    return getattr(scorer_class(name), "check_prompt", None) if name in REWARDS else None
 
 
 def _scorer_name(name: str) -> str:
