@@ -87,6 +87,27 @@ def plan(config: Files, set_: Overrides = None) -> None:
 
 
 @app.command()
+def diagnose(
+    config: Files,
+    methods: Annotated[
+        str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")
+    ] = "htgrpo,maskgrpo-fixed,maskgrpo,unigrpo,d1,agrpo,tracegrpo",
+    prompts: Annotated[int, typer.Option(min=2, max=1000, help="Prompts of the run, two groups of rollouts each.")] = 6,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter that training saved.")] = None,
+    set_: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of tables and figure; must not exist.")] = Path("runs/diagnose"),
+) -> None:
+    """Compare each method's gradient with the exact one, before training: can the estimator learn this task?"""
+    from htgrpo_ext.config import config_files, load_settings
+    from htgrpo_ext.workflow.diagnose import diagnose as diagnose_model
+    from htgrpo_ext.workflow.diagnose import print_diagnosis, settings_of
+
+    sets = [*(set_ or []), *settings_of(prompts)]
+    runs = [load_settings([*config, file], sets) for file in config_files("method", methods)]
+    print_diagnosis(diagnose_model(runs, prompts, adapter, out), out)
+
+
+@app.command()
 def compare(
     config: Files,
     methods: Annotated[str, typer.Option(help="Names in configs/method, or YAML files, with commas between.")] = "",
