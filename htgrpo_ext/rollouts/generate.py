@@ -4,9 +4,10 @@ B rollouts, N image tokens.
 """
 
 from htgrpo_ext.backbones.base import Denoiser
+from htgrpo_ext.core.drawing import Drawing
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.sampler import SAMPLERS, Rollout, guided
+from htgrpo_ext.core.sampler import SAMPLERS, Rollout
 from htgrpo_ext.core.views import Prompts, RolloutBatch
 from htgrpo_ext.rollouts.settings import Sampling
 
@@ -17,19 +18,12 @@ def generate(backbone: Denoiser, forward: SharedForward, prompts: Prompts, draws
     draws     the noise of these rows
     settings  guidance above 0 runs every canvas a second time without its prompt
     """
-    count = len(prompts.ids_BL)
-    nobody = backbone.unconditional().repeat(count)
-    logits = guided(
-        lambda codes_BN: forward.masked_logits(prompts, codes_BN),
-        lambda codes_BN: forward.masked_logits(nobody, codes_BN),
-        settings.guidance,
-    )
     tokens = backbone.num_image_tokens
     options = {} if settings.sampler == "emerge" else {"temperature": settings.temperature}
     return SAMPLERS[settings.sampler](
-        logits,
+        Drawing(forward, prompts, backbone.unconditional(), settings.guidance),
         lambda step: draws.uniform("rollout", step, shape=(2, tokens)),
-        (count, tokens),
+        (len(prompts.ids_BL), tokens),
         settings.steps,
         device=prompts.ids_BL.device,
         **options,

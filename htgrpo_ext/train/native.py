@@ -91,7 +91,7 @@ def train_cycle(loop: NativeLoop, cycle: int) -> None:
     run, settings = loop.run, loop.run.settings
     G, K, A = settings.rollout.rollouts_per_prompt, settings.loop.updates_per_rollout, settings.loop.micro_batches
     run.seconds.clear()
-    loop.forward.rows.clear()
+    loop.forward.start_cycle()
 
     # Roll out this process's share of the cycle's prompts, G images each. Reward servers start at once.
     share = even_share(settings.rollout.prompts_per_cycle, run.processes.process_index, run.processes.num_processes)
