@@ -20,9 +20,13 @@ class BatchSize:
         self._rows = rows
         self._found: int | None = None
 
+    @property
+    def is_auto(self) -> bool:
+        return self._rows == "auto"
+
     def on(self, device: torch.device) -> int:
         """Rows per forward on this device."""
-        if self._rows != "auto":
+        if isinstance(self._rows, int):
             return self._rows
         return self._found or AUTO["cpu" if device.type == "cpu" else "accelerator"]
 
@@ -42,7 +46,7 @@ class BatchSize:
             try:
                 results.append(work(slice(start, start + tried)))
             except torch.OutOfMemoryError:
-                if self._rows != "auto" or tried == 1:
+                if not self.is_auto or tried == 1:
                     raise
                 self._found = tried // 2
             else:

@@ -197,11 +197,12 @@ class LladaBlock(nn.Module):
 
         h = self.attn_norm(x)
         full = self.config.rope_full_precision
-        k, v = rotate(heads(self.k_proj(h)), cos, sin, full), heads(self.v_proj(h))
+        asked, at_cos, at_sin = h, cos, sin
         if place_UQ is not None:
-            x, h = at_places(x, place_UQ), at_places(h, place_UQ)
-            cos, sin = (at_places(t.expand(len(x), *t.shape[-3:])[:, 0], place_UQ)[:, None] for t in (cos, sin))
-        q = rotate(heads(self.q_proj(h)), cos, sin, full)
+            x, asked = at_places(x, place_UQ), at_places(h, place_UQ)
+            at_cos, at_sin = (at_places(t.expand(len(x), 1, -1, -1)[:, 0], place_UQ)[:, None] for t in (cos, sin))
+        q = rotate(heads(self.q_proj(asked)), at_cos, at_sin, full)
+        k, v = rotate(heads(self.k_proj(h)), cos, sin, full), heads(self.v_proj(h))
         if (groups := self.config.n_heads // self.config.kv_heads) > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)

@@ -108,11 +108,11 @@ class MicroBlock(nn.Module):
             return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         h = self.attn_norm(x)
-        k, v = heads(rotate(self.k_proj(h), cos, sin, self.num_heads)), heads(self.v_proj(h))
+        asked, at_cos, at_sin = h, cos, sin
         if place_BQ is not None:
-            x, h = at_places(x, place_BQ), at_places(h, place_BQ)
-            cos, sin = cos[place_BQ], sin[place_BQ]
-        q = heads(rotate(self.q_proj(h), cos, sin, self.num_heads))
+            x, asked, at_cos, at_sin = at_places(x, place_BQ), at_places(h, place_BQ), cos[place_BQ], sin[place_BQ]
+        q = heads(rotate(self.q_proj(asked), at_cos, at_sin, self.num_heads))
+        k, v = heads(rotate(self.k_proj(h), cos, sin, self.num_heads)), heads(self.v_proj(h))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
         x = x + self.attn_out(attended.transpose(1, 2).flatten(-2))
         h = self.ff_norm(x)
