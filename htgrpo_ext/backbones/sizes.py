@@ -46,13 +46,12 @@ class Sizes(NamedTuple):
         kept = rows * self.layers * per_block
         if self.recomputed:  # every block's input, and all activations of one block
             kept = rows * self.layers * self.width * self.element + min(rows, batch_size) * per_block
-        rounded = 0 if self.element == FLOAT else self.element
         return {
             "weights": self.parameters * self.element + (self.trained * FLOAT if self.adapters else 0),
             "gradients": self.trained * state,
             "AdamW's two moments": 2 * self.trained * state,
             "frozen reference copy": 0 if self.adapters else self.parameters * self.element,
-            "logits": 2 * positions * self.codebook * (FLOAT + rounded),
+            "logits": 2 * positions * self.codebook * self.element,  # and their gradient
             "activations": self.sequence * kept,
         }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from htgrpo_ext.core.batches import BatchSize
+from htgrpo_ext.core.log_probs import chosen_log_probs
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts, Update, add_up
 
@@ -108,10 +109,10 @@ class SharedForward:
         by_row = row_T.argsort(stable=True)
 
         def of_batch(part: slice) -> Tensor:
-            logits_MV = self.image_logits(rows.rows(part), codes_UN[part], wanted_UN[part]).float()
+            logits_MV = self.image_logits(rows.rows(part), codes_UN[part], wanted_UN[part])
             here = by_row[(row_T[by_row] >= part.start) & (row_T[by_row] < part.stop)]
             slot = packed_slots(wanted_UN[part])[row_T[here] - part.start, place_T[here]]
-            return logits_MV[slot, code_T[here]] - logits_MV.logsumexp(-1)[slot]
+            return chosen_log_probs(logits_MV, slot, code_T[here])
 
         self.rows[kind] += len(codes_UN)
         parts = self.batch_size.batches(len(codes_UN), codes_UN.device, of_batch)

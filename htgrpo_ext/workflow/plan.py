@@ -273,7 +273,7 @@ def _print_memory(planned: Plan, console: Console) -> None:
         print(f"{'memory' if part == 'weights' else '':9}{part:24}{size / 2**20:9.1f} MiB")
     console.print(
         f"An estimate, fp32, for the {planned.rows_at_once} rows a micro-batch holds for its backward. logits: "
-        "positions x V, twice (softmax). activations: 9 widths and 4 feed-forward widths per layer and position. Not "
+        "positions x V, twice (gradient). activations: 9 widths and 4 feed-forward widths per layer and position. Not "
         "counted: Python, libraries, rollouts."
     )
 

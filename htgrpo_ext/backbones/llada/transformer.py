@@ -273,7 +273,8 @@ class LladaModel(PreTrainedModel):
         *blocks, last = transformer["blocks"]
         for block in (*blocks, last):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, key_mask, cos, sin, use_reentrant=False)
+                # Nothing in a block is random, so no generator's state is kept.
+                x = checkpoint(block, x, key_mask, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, key_mask, cos, sin, wanted.place_UQ if wanted and block is last else None)
         if wanted is not None:
