@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Union, get_args
+from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 # Every number has a bound: beyond it a run overflows, hangs or runs out of memory instead of failing with a line.
 LARGEST = 1e9  # a weight times a scale times a score is then finite in float32
@@ -18,6 +18,15 @@ Updates = Annotated[int, Field(gt=0, le=MOST_UPDATES)]
 Rows = Annotated[int, Field(gt=0, le=65_536)]  # prompts, images or rows of a batch; published runs have 128
 Tokens = Annotated[int, Field(gt=0, le=4_096)]  # LLaDA's context, and the tokens of a picture of 1,024 x 1,024 pixels
 Seconds = Annotated[float, Field(gt=0, le=86_400)]  # a day
+
+
+def _rows_or_auto(value: Any) -> int | Literal["auto"]:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 65_536):
+        return value
+    raise ValueError("must be auto, or a whole number from 1 to 65536")
+
+
+RowsOrAuto = Annotated[int | Literal["auto"], PlainValidator(_rows_or_auto)]  # auto: as many rows as the memory holds
 
 
 def _folder_name(name: str) -> str:

@@ -17,7 +17,19 @@ from htgrpo_ext.methods.base import Method
 from htgrpo_ext.prompts.settings import PromptSource
 from htgrpo_ext.rewards.settings import RewardSettings
 from htgrpo_ext.rollouts.settings import BenchmarkSampling, RolloutSettings
-from htgrpo_ext.section import Cycles, FolderName, NonNegative, Positive, Rows, Section, Seed, Updates, by_name, one_of
+from htgrpo_ext.section import (
+    Cycles,
+    FolderName,
+    NonNegative,
+    Positive,
+    Rows,
+    RowsOrAuto,
+    Section,
+    Seed,
+    Updates,
+    by_name,
+    one_of,
+)
 
 # The sections that their `name` chooses, each with its choices.
 CHOICES: dict[str, dict[str, type[Section]]] = {
@@ -41,7 +53,7 @@ class LoopSettings(Section):
     cycles: Cycles
     updates_per_rollout: Updates
     micro_batches: Rows
-    batch_size: Rows
+    batch_size: RowsOrAuto
     learning_rate: Annotated[float, Field(gt=0, le=1)]  # AdamW moves each weight by about this much a step
     warmup_updates: Annotated[int, Field(ge=0, le=256_000_000)]  # the optimizer steps of the longest run
     adam_betas: tuple[Beta, Beta]
@@ -117,7 +129,7 @@ class RunSettings(Section):
         images, tokens = prompts * self.rollout.rollouts_per_prompt, self.model.num_image_tokens
         if images * tokens > MOST_TOKENS:
             found.append(
-                f"{images:,} images of {tokens:,} tokens a cycle are too many: the sampler holds tables for at most "
+                f"{images:,} images of {tokens:,} tokens a cycle are too many: a cycle has at most "
                 f"{MOST_TOKENS:,} tokens (rollout.prompts_per_cycle, rollout.rollouts_per_prompt)"
             )
         found += self.model.problems()

@@ -435,7 +435,6 @@ def test_packaged_files_are_found_from_any_folder(tmp_path, monkeypatch, files):
         ("loop.cycles=1000000000", "1000000"),
         ("loop.updates_per_rollout=1000000", "256"),
         ("loop.micro_batches=1000000", "65536"),
-        ("loop.batch_size=1000000000", "65536"),
         ("loop.learning_rate=2", "1"),
         ("loop.warmup_updates=1000000000000", "256000000"),
         ("loop.save_steps=1000000000", "1000000"),
@@ -452,9 +451,16 @@ def test_every_count_has_a_bound(override, bound):
     assert line.startswith(f"--set {override}: {key} must be less than or equal to {bound} (got ")
 
 
-def test_more_rollouts_than_the_sampler_can_hold_are_refused():
+@pytest.mark.parametrize("value", ["1000000000", "0", "true", "many", "1.5"])
+def test_a_batch_size_is_a_number_or_auto(value):
+    (line,) = errors([MODEL, HTGRPO], [f"loop.batch_size={value}"])
+    assert line.endswith("loop.batch_size: must be auto, or a whole number from 1 to 65536")
+    assert load_settings([MODEL, HTGRPO], ["loop.batch_size=auto"]).loop.batch_size == "auto"
+
+
+def test_more_rollouts_than_a_cycle_can_hold_are_refused():
     assert errors([MODEL, HTGRPO], ["rollout.rollouts_per_prompt=6000"]) == [
-        "72,000 images of 64 tokens a cycle are too many: the sampler holds tables for at most 4,194,304 tokens "
+        "72,000 images of 64 tokens a cycle are too many: a cycle has at most 4,194,304 tokens "
         "(rollout.prompts_per_cycle, rollout.rollouts_per_prompt)"
     ]
 

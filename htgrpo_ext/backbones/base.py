@@ -28,7 +28,8 @@ class Denoiser(Protocol):
         """Codebook logits float [M, V] at the M wanted positions, row-major, for U rows of prompt and canvas.
 
         codes_UN   int64 [U, N], MASK where masked
-        wanted_UN  bool [U, N], True at M positions
+        wanted_UN  bool [U, N], True at M positions. In rollouts it and the prompts' `attention_BL` are on the CPU,
+                   where they can be read without waiting for the device; elsewhere they are where the model is
         """
         ...
 

@@ -11,11 +11,10 @@ from torch import nn
 
 from htgrpo_ext.backbones.policy import is_target
 from htgrpo_ext.backbones.settings import ModelSection
+from htgrpo_ext.core.drawing import DRAWN_AT_ONCE
 
-FLOAT = 4  # bytes; of adapters, optimizer state, log-probabilities and the sampler's tables
-# Tables [N, V] per image that the sampler holds at its peak: logits with and without the prompt, their guided sum,
-# its log-probabilities, the probabilities, and their cumulative sum.
-SAMPLER_TABLES = 6
+FLOAT = 4  # bytes; of adapters, optimizer state, log-probabilities and the tables that codes are drawn from
+DRAWN_TABLES = 8  # of `draw_codes` and guidance: logits three times, their softmax twice, cumulative sum, entropies
 
 
 class Sizes(NamedTuple):
@@ -47,25 +46,43 @@ class Sizes(NamedTuple):
         kept = rows * self.layers * per_block
         if self.recomputed:  # every block's input, and all activations of one block
             kept = rows * self.layers * self.width * self.element + min(rows, batch_size) * per_block
-        rounded = 0 if self.element == FLOAT else self.element
         return {
             "weights": self.parameters * self.element + (self.trained * FLOAT if self.adapters else 0),
             "gradients": self.trained * state,
             "AdamW's two moments": 2 * self.trained * state,
             "frozen reference copy": 0 if self.adapters else self.parameters * self.element,
-            "logits": 2 * positions * self.codebook * (FLOAT + rounded),
+            "logits": 2 * positions * self.codebook * self.element,  # and their gradient
             "activations": self.sequence * kept,
         }
 
-    def rollout_memory(self, images: int) -> int:
-        """Bytes of the sampler's probability tables, for all images that are sampled together."""
-        return images * SAMPLER_TABLES * self.num_image_tokens * self.codebook * FLOAT
+    def rollout_memory(self, rows: int, positions: int) -> int:
+        """Bytes beside the weights while images are sampled.
+
+        rows       of a forward: a block's activations are kept for them. No gradient, so no other block's
+        positions  whose logits a batch of images holds, with their prompts and without
+        """
+        logits = (positions + self.num_image_tokens) * self.codebook * self.element  # and the unconditional first step
+        block = rows * self.sequence * (9 * self.width + 4 * self.ffn) * self.element
+        return logits + block + DRAWN_TABLES * DRAWN_AT_ONCE * FLOAT
 
     def row_flops(self) -> float:
         """FLOPs of one row's forward: matrices, attention (QK and AV), the head's codebook rows."""
         matrices = 2 * (self.in_blocks + self.trained * self.adapters) * self.sequence
         attention = 4 * self.sequence**2 * self.width * self.layers
         return matrices + attention + 2 * self.width * self.codebook * self.num_image_tokens
+
+    def rollout_flops(self, rows: int, positions: int) -> float:
+        """FLOPs of forwards without gradient: the last block and the head are computed where logits are wanted.
+
+        Behind its keys and values. If more than half of the positions are wanted, the block is computed whole.
+        """
+        block = (self.in_blocks + self.trained * self.adapters) / self.layers
+        keys_and_values = min(2 * self.width**2, block)
+        queries = positions if positions <= rows * self.sequence / 2 else rows * self.sequence
+        whole = rows * self.sequence * (self.layers - 1)
+        matrices = 2 * (block * (whole + queries) + keys_and_values * (rows * self.sequence - queries))
+        attention = 4 * self.sequence * self.width * (whole + queries)
+        return matrices + attention + 2 * self.width * self.codebook * positions
 
     def new_cost(self) -> int:
         """Cost of a row with gradient, in forwards.

@@ -8,11 +8,14 @@ B rollouts, N image tokens, V codebook, L prompt tokens; R rows (views x B), A t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from htgrpo_ext.core.batches import BatchSize
+from htgrpo_ext.core.log_probs import chosen_log_probs
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts, Update, add_up
 
@@ -46,32 +49,38 @@ class SharedForward:
 
     image_logits  the model; see `Backbone.image_logits`
     mask_id       the model's id for a hidden prompt token
-    batch_size    rows per call
+    batch_size    rows per call; see `BatchSize`
     """
 
-    def __init__(self, image_logits: ImageLogits, mask_id: int, batch_size: int):
+    def __init__(self, image_logits: ImageLogits, mask_id: int, batch_size: int | Literal["auto"]):
         self.image_logits = image_logits
         self.mask_id = mask_id
-        self.batch_size = batch_size
+        self.batch_size = BatchSize(batch_size)
         self.rows: Counter[str] = Counter()
+        self._first_NV: Tensor | None = None
 
-    def _batches(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kind: str) -> Iterator[tuple]:
-        """Yield (first row, wanted [b, N], logits float32 [M, V]) of each batch of rows."""
+    def start_cycle(self) -> None:
+        """Count from zero, and forget what the policy answered: it has changed since."""
+        self.rows.clear()
+        self._first_NV = None
+
+    def logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kind: str) -> Tensor:
+        """Logits [M, V] at the wanted positions of U rows, row-major, in the type that the model gives."""
         self.rows[kind] += len(codes_UN)
-        for start in range(0, len(codes_UN), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            logits_MV = self.image_logits(prompts.rows(rows), codes_UN[rows], wanted_UN[rows])
-            yield start, wanted_UN[rows], logits_MV.float()
+        parts = self.batch_size.batches(
+            len(codes_UN),
+            codes_UN.device,
+            lambda part: self.image_logits(prompts.rows(part), codes_UN[part], wanted_UN[part]),
+        )
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def masked_logits(self, prompts: Prompts, codes_BN: Tensor) -> Tensor:
-        """Logits float32 [M, V] at the masked positions of every row, row-major, for a sampler.
-
-        At the first step all rollouts of a prompt share one row.
-        """
-        rows, codes_UN, row_B = distinct_rows(prompts, codes_BN)
-        masked_UN = codes_UN == MASK
-        logits_MV = torch.cat([logits for _, _, logits in self._batches(rows, codes_UN, masked_UN, "rollout")])
-        return logits_MV[packed_slots(masked_UN)[row_B][codes_BN == MASK]]
+    def first_logits(self, prompt: Prompts, num_tokens: int) -> Tensor:
+        """Logits [N, V] of the fully masked image under the unconditional row: one forward per policy."""
+        if self._first_NV is None:
+            codes_1N = torch.full((1, num_tokens), MASK, device=prompt.ids_BL.device)
+            everywhere_1N = torch.ones(1, num_tokens, dtype=torch.bool)
+            self._first_NV = self.logits(prompt, codes_1N, everywhere_1N, "rollout")
+        return self._first_NV
 
     def log_probs(self, prompts: Prompts, codes_BN: Tensor, updates: Sequence[Update], kind: str) -> list[Tensor]:
         """Log-probabilities of every update's targets, each in its own view: the terms of the ratio (Eq. 3, 13).
@@ -98,11 +107,15 @@ class SharedForward:
         row_T = row_A[entry_A]
         code_T = codes_BN.repeat(len(views), 1)[target_RN]
         by_row = row_T.argsort(stable=True)
-        parts = []
-        for start, wanted_bN, logits_MV in self._batches(rows, codes_UN, wanted_UN, kind):
-            here = by_row[(row_T[by_row] >= start) & (row_T[by_row] < start + len(wanted_bN))]
-            slot = packed_slots(wanted_bN)[row_T[here] - start, place_T[here]]
-            parts.append(logits_MV[slot, code_T[here]] - logits_MV.logsumexp(-1)[slot])
+
+        def of_batch(part: slice) -> Tensor:
+            logits_MV = self.image_logits(rows.rows(part), codes_UN[part], wanted_UN[part])
+            here = by_row[(row_T[by_row] >= part.start) & (row_T[by_row] < part.stop)]
+            slot = packed_slots(wanted_UN[part])[row_T[here] - part.start, place_T[here]]
+            return chosen_log_probs(logits_MV, slot, code_T[here])
+
+        self.rows[kind] += len(codes_UN)
+        parts = self.batch_size.batches(len(codes_UN), codes_UN.device, of_batch)
         logp_T = torch.cat(parts)[by_row.argsort()]
         logp_RN = torch.zeros(target_RN.shape, device=codes_BN.device).masked_scatter(target_RN, logp_T)
         per_view = logp_RN.split(len(codes_BN))

@@ -1,10 +1,11 @@
 """Samplers of masked-diffusion image generators, recording when each token was unmasked.
 
-A sampler calls `logits(codes_BN) -> [M, V]`: logits of the M still masked positions, row-major. It owns no
-randomness: `uniform(step) -> [B, 2, N]` supplies two numbers in [0, 1) per token and step. A masked token is MASK in
-`codes`. A finished token is never masked again, as in the samplers of MaskGRPO, MMaDA and Lumina-DiMOO.
+A sampler calls `draw(codes_BN, wanted_BN, uniform_BN) -> Drawn`: codes drawn from the model's distributions at the M
+wanted positions, row-major. What is not wanted is not computed; `core/drawing.py` says how. A sampler owns no
+randomness: `uniform(step) -> [B, 2, N]` supplies two numbers in [0, 1) per token and step, on the CPU. A masked token
+is MASK in `codes`. A finished token is never masked again, as in the samplers of MaskGRPO, MMaDA and Lumina-DiMOO.
 
-B rollouts, N image tokens, V codebook, T steps, M masked positions.
+B rollouts, N image tokens, V codebook, T steps, M wanted positions.
 """
 
 import math
@@ -17,7 +18,16 @@ from torch import Tensor
 MASK = -1
 TINY = 1e-20  # keeps log(0) out of Gumbel noise
 
-Logits = Callable[[Tensor], Tensor]
+
+class Drawn(NamedTuple):
+    """Codes drawn from distributions, one for each of M wanted positions."""
+
+    code_M: Tensor  # int64, in 0..V-1
+    prob_M: Tensor  # float32, the code's probability
+    entropy_M: Tensor  # float32, of the distribution, in nats
+
+
+Draw = Callable[[Tensor, Tensor, Tensor], Drawn]  # codes [B, N], wanted [B, N] (on any device), uniform noise [B, N]
 Uniform = Callable[[int], Tensor]
 
 
@@ -29,11 +39,9 @@ class Rollout(NamedTuple):
     entropy_BN: Tensor  # float32 [B, N], entropy in nats of the distribution that each token was drawn from
 
 
-def guided(conditional: Logits, unconditional: Logits, guidance: float) -> Logits:
-    """Classifier-free guidance (1+g) cond - g uncond, as MMaDA and Lumina-DiMOO write it; g = 0 switches it off."""
-    if guidance == 0:
-        return conditional
-    return lambda codes_BN: (1 + guidance) * conditional(codes_BN) - guidance * unconditional(codes_BN)
+def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (1+g) cond - g uncond of logits, as MMaDA and Lumina-DiMOO write it."""
+    return (1 + guidance) * conditional - guidance * unconditional
 
 
 def cosine_masked_share(time: float) -> float:
@@ -50,48 +58,70 @@ def categorical(probs_MV: Tensor, uniform_M: Tensor) -> Tensor:
     return drawn_M.clamp(max=probs_MV.shape[-1] - 1)
 
 
-def _draw(logits: Logits, codes_BN: Tensor, uniform_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a code for every masked position. Returns it, its probability and the entropy, each [M], row-major."""
-    logp_MV = logits(codes_BN).float().log_softmax(-1)
-    probs_MV = logp_MV.exp()
-    drawn_M = categorical(probs_MV, uniform_BN[codes_BN == MASK])
-    return drawn_M, probs_MV.gather(1, drawn_M[:, None])[:, 0], torch.special.entr(probs_MV).sum(-1)
+def draw_codes(logits_MV: Tensor, uniform_M: Tensor) -> Drawn:
+    """Draw a code from each row of logits at temperature 1, in float32."""
+    probs_MV = logits_MV.float().log_softmax(-1).exp()
+    drawn_M = categorical(probs_MV, uniform_M)
+    return Drawn(drawn_M, probs_MV.gather(1, drawn_M[:, None])[:, 0], torch.special.entr(probs_MV).sum(-1))
 
 
-def _sample(shape: tuple[int, int], steps: int, device, decide: Callable) -> Rollout:
-    """The loop that all samplers share (Eq. 1); `decide(step, codes)` gives (finished, code, entropy), each [M]."""
+def _steps(steps: int) -> range:
     if steps < 1:
         raise ValueError(f"sampler steps must be at least 1, not {steps}")
+    return range(steps)
+
+
+def _masked(shape: tuple[int, int], device) -> Rollout:
+    """A rollout before its first step (Eq. 1)."""
     codes_BN = torch.full(shape, MASK, dtype=torch.int64, device=device)
-    unmask_step_BN = torch.full(shape, MASK, dtype=torch.int16, device=device)
-    entropy_BN = torch.zeros(shape, device=device)
-    for step in range(steps):
-        masked_BN = codes_BN == MASK
-        if not masked_BN.any():
-            break
-        finished_M, code_M, entropy_M = decide(step, codes_BN)
-        finished_BN = masked_BN.masked_scatter(masked_BN, finished_M)
-        codes_BN = codes_BN.masked_scatter(finished_BN, code_M[finished_M])
-        entropy_BN = entropy_BN.masked_scatter(finished_BN, entropy_M[finished_M])
-        unmask_step_BN = unmask_step_BN.masked_fill(finished_BN, step)
-    return Rollout(codes_BN, unmask_step_BN, entropy_BN)
+    return Rollout(codes_BN, codes_BN.to(torch.int16), torch.zeros(shape, device=device))
+
+
+def _unmask(rollout: Rollout, step: int, finished_BN: Tensor, code_BN: Tensor, entropy_BN: Tensor) -> Rollout:
+    """The rollout with the finished tokens unmasked."""
+    return Rollout(
+        torch.where(finished_BN, code_BN, rollout.codes_BN),
+        rollout.unmask_step_BN.masked_fill(finished_BN, step),
+        torch.where(finished_BN, entropy_BN, rollout.entropy_BN),
+    )
+
+
+def appearance(uniform: Uniform, shape: tuple[int, int], steps: int) -> tuple[Tensor, Tensor]:
+    """When each token appears under emerge: at each step a masked token does with probability 1 - k_s/k_t.
+
+    k is the share still masked, after and before the step. The last step takes all that are left.
+
+    Returns the step int16 [B, N], and the noise float32 [B, N] that the token is drawn with. No model is asked.
+    """
+    step_BN, noise_BN = torch.full(shape, MASK, dtype=torch.int16), torch.zeros(shape)
+    for step in _steps(steps):
+        token_noise_BN, unmask_noise_BN = uniform(step).unbind(1)
+        stay = cosine_masked_share((step + 1) / steps) / cosine_masked_share(step / steps) if step < steps - 1 else 0.0
+        now_BN = (step_BN == MASK) & (unmask_noise_BN >= stay)
+        step_BN, noise_BN = step_BN.masked_fill(now_BN, step), torch.where(now_BN, token_noise_BN, noise_BN)
+    return step_BN, noise_BN
 
 
 @torch.no_grad()
-def emerge(logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, device="cpu") -> Rollout:
+def emerge(draw: Draw, uniform: Uniform, shape: tuple[int, int], steps: int, device="cpu") -> Rollout:
     """MaskGRPO's sampler: which tokens are unmasked does not depend on their values.
 
-    At each step every masked token is unmasked with probability 1 - k_s/k_t (k: the share still masked after and
-    before the step). Its code is drawn from the model's distribution. The last step draws all that are left.
+    So it is decided first, for all steps (`appearance`), and codes are drawn for the tokens that appear, not for all
+    that are masked. Each is drawn from the model's distribution, given the tokens of earlier steps.
     """
+    rollout, (appears_BN, noise_BN) = _masked(shape, device), appearance(uniform, shape, steps)
+    noise_BN = noise_BN.to(device, non_blocking=True)
+    for step in range(steps):
+        now_BN = appears_BN == step  # on the CPU: what is wanted is known without waiting for the device
+        if now_BN.any():
+            drawn, finished_BN = draw(rollout.codes_BN, now_BN, noise_BN), now_BN.to(device, non_blocking=True)
+            rollout = _unmask(rollout, step, finished_BN, *_at(finished_BN, drawn.code_M, drawn.entropy_M))
+    return rollout
 
-    def decide(step: int, codes_BN: Tensor):
-        token_noise_BN, unmask_noise_BN = uniform(step).to(device).unbind(1)
-        stay = cosine_masked_share((step + 1) / steps) / cosine_masked_share(step / steps) if step < steps - 1 else 0.0
-        code_M, _, entropy_M = _draw(logits, codes_BN, token_noise_BN)
-        return unmask_noise_BN[codes_BN == MASK] >= stay, code_M, entropy_M
 
-    return _sample(shape, steps, device, decide)
+def _at(wanted_BN: Tensor, *values_M: Tensor) -> list[Tensor]:
+    """Values of wanted positions at their places [B, N], and 0 elsewhere."""
+    return [value_M.new_zeros(wanted_BN.shape).masked_scatter(wanted_BN, value_M) for value_M in values_M]
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -102,16 +132,14 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -(-(uniform + TINY).log() + TINY).log()
 
 
-def _most_confident(confidence_M: Tensor, masked_BN: Tensor, stay_B: Tensor) -> Tensor:
-    """All of each row's masked tokens but its `stay_B` least confident ones. bool [M]"""
-    confidence_BN = torch.full(masked_BN.shape, torch.inf, device=masked_BN.device)
-    confidence_BN = confidence_BN.masked_scatter(masked_BN, confidence_M)
-    order_BN = confidence_BN.argsort(dim=-1, stable=True).argsort(-1)
-    return (order_BN >= stay_B[:, None])[masked_BN]
+def _most_confident(confidence_BN: Tensor, masked_BN: Tensor, stay_B: Tensor) -> Tensor:
+    """All of each row's masked tokens but its `stay_B` least confident ones. bool [B, N]"""
+    order_BN = torch.where(masked_BN, confidence_BN, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
+    return masked_BN & (order_BN >= stay_B[:, None])
 
 
 def _by_confidence(
-    logits: Logits, uniform: Uniform, shape: tuple[int, int], temperatures: list[float], last_waits: bool, device
+    draw: Draw, uniform: Uniform, shape: tuple[int, int], temperatures: list[float], last_waits: bool, device
 ) -> Rollout:
     """MaskGIT's loop: draw every masked token, keep the most confident, leave the others masked.
 
@@ -119,26 +147,29 @@ def _by_confidence(
     at least 1 and at most one fewer than now, and none after the last step. For a single token the two bounds
     disagree: with `last_waits` it stays masked until the last step.
     """
-    steps = len(temperatures)
-
-    def decide(step: int, codes_BN: Tensor):
-        token_noise_BN, rank_noise_BN = uniform(step).to(device).unbind(1)
-        masked_BN = codes_BN == MASK
-        code_M, prob_M, entropy_M = _draw(logits, codes_BN, token_noise_BN)
-        if step == steps - 1:
-            return torch.ones_like(code_M, dtype=torch.bool), code_M, entropy_M
-        confidence_M = prob_M.clamp(min=TINY).log() + temperatures[step] * gumbel(rank_noise_BN[masked_BN])
-        fewer_B = masked_BN.sum(-1) - 1
-        stay_B = torch.full_like(fewer_B, int(shape[1] * cosine_masked_share((step + 1) / steps)))
-        stay_B = stay_B.minimum(fewer_B).clamp(min=1) if last_waits else stay_B.clamp(min=1).minimum(fewer_B)
-        return _most_confident(confidence_M, masked_BN, stay_B), code_M, entropy_M
-
-    return _sample(shape, steps, device, decide)
+    steps, rollout = len(temperatures), _masked(shape, device)
+    for step in _steps(steps):
+        masked_BN = rollout.codes_BN == MASK
+        wanted_BN = masked_BN.cpu()  # one copy a step: the next forward needs to know its positions
+        if not wanted_BN.any():
+            break
+        token_noise_BN, rank_noise_BN = uniform(step).to(device, non_blocking=True).unbind(1)
+        drawn = draw(rollout.codes_BN, wanted_BN, token_noise_BN)
+        code_BN, prob_BN, entropy_BN = _at(masked_BN, *drawn)
+        finished_BN = masked_BN
+        if step < steps - 1:
+            confidence_BN = prob_BN.clamp(min=TINY).log() + temperatures[step] * gumbel(rank_noise_BN)
+            fewer_B = masked_BN.sum(-1) - 1
+            stay_B = torch.full_like(fewer_B, int(shape[1] * cosine_masked_share((step + 1) / steps)))
+            stay_B = stay_B.minimum(fewer_B).clamp(min=1) if last_waits else stay_B.clamp(min=1).minimum(fewer_B)
+            finished_BN = _most_confident(confidence_BN, masked_BN, stay_B)
+        rollout = _unmask(rollout, step, finished_BN, code_BN, entropy_BN)
+    return rollout
 
 
 @torch.no_grad()
 def maskgit(
-    logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
+    draw: Draw, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
 ) -> Rollout:
     """MaskGIT's sampler as MMaDA runs it: each step keeps the most confident tokens.
 
@@ -148,19 +179,19 @@ def maskgit(
     temperatures = [temperature]
     for step in range(steps):
         temperatures.append(temperatures[-1] * (1 - (step + 1) / steps))
-    return _by_confidence(logits, uniform, shape, temperatures[1:], last_waits=True, device=device)
+    return _by_confidence(draw, uniform, shape, temperatures[1:], last_waits=True, device=device)
 
 
 @torch.no_grad()
 def maskgit_constant(
-    logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
+    draw: Draw, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 1.0, device="cpu"
 ) -> Rollout:
     """MaskGIT's sampler as Lumina-DiMOO runs it: confidence noise of one temperature at every step.
 
     Lumina-DiMOO also divides the logits by that temperature. Here tokens are always drawn at temperature 1, from the
     distribution whose log-probabilities are trained. At its default, 1, there is no difference.
     """
-    return _by_confidence(logits, uniform, shape, [temperature] * steps, last_waits=False, device=device)
+    return _by_confidence(draw, uniform, shape, [temperature] * steps, last_waits=False, device=device)
 
 
 SAMPLERS = {"emerge": emerge, "maskgit": maskgit, "maskgit-constant": maskgit_constant}

@@ -70,7 +70,7 @@ class Extension:
         run, settings, G = self.run, self.run.settings, self.run.settings.rollout.rollouts_per_prompt
         if len(self.cycle) == self.loop.micro_batches:
             self.cycle = []
-            self.forward.rows.clear()
+            self.forward.start_cycle()
         prompts = self.backbone.encode_prompts([row["prompt"] for row in rows])
         tasks, draws = (
             [row["task"] for row in rows],

@@ -3,11 +3,15 @@
 B rollouts, N image tokens.
 """
 
+import torch
+
 from htgrpo_ext.backbones.base import Denoiser
+from htgrpo_ext.core.drawing import Drawing
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.sampler import SAMPLERS, Rollout, guided
+from htgrpo_ext.core.sampler import SAMPLERS, Rollout
 from htgrpo_ext.core.views import Prompts, RolloutBatch
+from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.rollouts.settings import Sampling
 
 
@@ -16,24 +20,23 @@ def generate(backbone: Denoiser, forward: SharedForward, prompts: Prompts, draws
 
     draws     the noise of these rows
     settings  guidance above 0 runs every canvas a second time without its prompt
+
+    Raises UserError if a batch does not fit into the device's memory.
     """
-    count = len(prompts.ids_BL)
-    nobody = backbone.unconditional().repeat(count)
-    logits = guided(
-        lambda codes_BN: forward.masked_logits(prompts, codes_BN),
-        lambda codes_BN: forward.masked_logits(nobody, codes_BN),
-        settings.guidance,
-    )
     tokens = backbone.num_image_tokens
     options = {} if settings.sampler == "emerge" else {"temperature": settings.temperature}
-    return SAMPLERS[settings.sampler](
-        logits,
-        lambda step: draws.uniform("rollout", step, shape=(2, tokens)),
-        (count, tokens),
-        settings.steps,
-        device=prompts.ids_BL.device,
-        **options,
-    )
+    try:
+        return SAMPLERS[settings.sampler](
+            Drawing(forward, prompts, backbone.unconditional(), settings.guidance),
+            lambda step: draws.uniform("rollout", step, shape=(2, tokens)),
+            (len(prompts.ids_BL), tokens),
+            settings.steps,
+            device=prompts.ids_BL.device,
+            **options,
+        )
+    except torch.OutOfMemoryError as error:
+        advice = "not even one row fits" if forward.batch_size.is_auto else "try auto"
+        raise UserError(f"rollouts: out of memory ({one_line(error, 100)}); loop.batch_size: {advice}") from None
 
 
 def mean_entropy(rollout: Rollout, batch: RolloutBatch) -> tuple[float, float]:

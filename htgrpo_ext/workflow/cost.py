@@ -9,6 +9,7 @@ from rich.table import Table
 
 from htgrpo_ext.backbones.sizes import FLOAT, Sizes
 from htgrpo_ext.config import near
+from htgrpo_ext.core.sampler import cosine_masked_share
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.workflow.plan import DEVICES, UTILISATION, Device, evaluation_seconds, plan, seconds
 from htgrpo_ext.workflow.stages import Generate, Score, Stage, Train
@@ -30,8 +31,13 @@ def painting_hours(settings: RunSettings, sizes: Sizes, images: int, device: Dev
     """Hours of one accelerator for the forwards that images take; decoding is not counted."""
     sampling = settings.sampling
     assert sampling is not None
-    rows = images * sampling.steps * (2 if sampling.guidance else 1)
-    return rows * sizes.row_flops() / (UTILISATION * device.flops) / 3600
+    passes = 2 if sampling.guidance else 1
+    masked = sum(cosine_masked_share(step / sampling.steps) for step in range(sampling.steps))
+    wanted = sizes.num_image_tokens * (
+        1 if sampling.sampler == "emerge" else masked
+    )  # MaskGIT draws all that are masked
+    flops = passes * sizes.rollout_flops(images * sampling.steps, round(images * wanted))
+    return flops / (UTILISATION * device.flops) / 3600
 
 
 def run_bytes(sizes: Sizes) -> int:

@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from htgrpo_ext.backbones.sizes import Sizes
+from htgrpo_ext.core.batches import BatchSize
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.views import Prompts, Update
@@ -61,6 +62,7 @@ class PlannedEvaluation(NamedTuple):
 
     images: int
     rows: int
+    positions: int  # whose logits they want
     times: int  # in the run, before and after training included
 
 
@@ -74,6 +76,7 @@ class Plan(NamedTuple):
     rows_at_once: int  # most rows with gradient in one micro-batch
     memory: dict[str, int]  # bytes by part
     sizes: Sizes
+    rollout_positions: int  # whose logits the rollouts want
     evaluation: PlannedEvaluation | None = None
 
     def cost(self, rows: dict[str, int]) -> int:
@@ -94,6 +97,8 @@ class Simulated(NamedTuple):
     rows: dict[str, int]  # by kind
     rows_at_once: int  # most rows with gradient in one micro-batch
     positions_at_once: int  # most positions with gradient in one micro-batch
+    rollout_positions: int  # whose logits the rollouts want
+    rollout_positions_of_a_row: int  # most of them
 
 
 class StubBackbone:
@@ -105,12 +110,14 @@ class StubBackbone:
     def __init__(self, prompts: Prompts, nobody: Prompts, num_image_tokens: int):
         self.prompts, self.nobody, self.num_image_tokens = prompts, nobody, num_image_tokens
         self.positions = 0  # at which logits were wanted so far
+        self.positions_of_a_row = 0  # most of them
 
     def unconditional(self) -> Prompts:
         return self.nobody
 
     def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
         self.positions += (count := int(wanted_UN.sum()))
+        self.positions_of_a_row = max(self.positions_of_a_row, int(wanted_UN.sum(-1).max()))
         return torch.zeros(count, STUB_CODES)
 
     @contextmanager
@@ -126,6 +133,7 @@ def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
     rows, draws = backbone.prompts.repeat(G), Draws(settings.seed, 0, range(P), G)
     rollout = generate(backbone, forward, rows, draws, settings.rollout)
+    sampled = backbone.positions, backbone.positions_of_a_row
     updates = plan_updates(settings, rollout, rows, draws)[1]
     most_rows = most_positions = 0
     scored = score_micro_batches(settings, backbone, forward, rows, rollout.codes_BN, updates)
@@ -135,7 +143,7 @@ def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
             scores.of(method.update_index(k, a, A, K))
             most_rows = max(most_rows, forward.rows["new"] - rows_before)
             most_positions = max(most_positions, backbone.positions - positions_before)
-    return Simulated(updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions)
+    return Simulated(updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions, *sampled)
 
 
 @torch.no_grad()
@@ -150,7 +158,8 @@ def planned_evaluation(settings: RunSettings) -> PlannedEvaluation | None:
     draws = Draws(section.seed, "held out", [0], images)
     generate(backbone, forward, backbone.prompts.repeat(images), draws, settings.rollout)
     times = len({*range(0, cycles + 1, section.every), cycles})
-    return PlannedEvaluation(prompts * images, prompts * forward.rows["rollout"], times)
+    rows, positions = forward.rows["rollout"], backbone.positions
+    return PlannedEvaluation(prompts * images, prompts * rows, prompts * positions, times)
 
 
 def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
@@ -172,17 +181,24 @@ def plan(settings: RunSettings, processes: int = 1) -> Plan:
     rollout = settings.rollout.model_copy(update={"prompts_per_cycle": settings.rollout.prompts_per_cycle // processes})
     settings = settings.model_copy(update={"rollout": rollout})
     backbone = StubBackbone(*settings.model.planned_prompts(rollout.prompts_per_cycle), settings.model.num_image_tokens)
-    updates, rows, at_once, positions = simulate(settings, backbone)
-    sizes = settings.model.sizes()
-    memory = sizes.memory(at_once, positions, settings.loop.batch_size)
+    updates, rows, at_once, positions, sampled, of_a_row = simulate(settings, backbone)
+    sizes, batch_size = settings.model.sizes(), rows_per_forward(settings)
+    memory = sizes.memory(at_once, positions, batch_size)
     if settings.model.on_accelerators:
-        memory[ROLLOUT] = sizes.rollout_memory(rollout.prompts_per_cycle * rollout.rollouts_per_prompt)
+        passes = 2 if rollout.guidance else 1
+        images = min(batch_size, rollout.prompts_per_cycle // settings.loop.micro_batches * rollout.rollouts_per_prompt)
+        memory[ROLLOUT] = sizes.rollout_memory(min(batch_size, passes * images), passes * images * of_a_row)
     planned, naive, evaluation = (
         _planned(settings, updates),
         naive_rows(settings, updates),
         planned_evaluation(settings),
     )
-    return Plan(settings, planned, naive, rows, at_once, memory, sizes, evaluation)
+    return Plan(settings, planned, naive, rows, at_once, memory, sizes, sampled, evaluation)
+
+
+def rows_per_forward(settings: RunSettings) -> int:
+    """`loop.batch_size`; for `auto` what it begins with, which is halved where the memory does not hold it."""
+    return BatchSize(settings.loop.batch_size).on(torch.device("cuda" if settings.model.on_accelerators else "cpu"))
 
 
 def _planned(settings: RunSettings, updates: list[Update]) -> list[PlannedUpdate]:
@@ -257,24 +273,26 @@ def _print_memory(planned: Plan, console: Console) -> None:
         print(f"{'memory' if part == 'weights' else '':9}{part:24}{size / 2**20:9.1f} MiB")
     console.print(
         f"An estimate, fp32, for the {planned.rows_at_once} rows a micro-batch holds for its backward. logits: "
-        "positions x V, twice (softmax). activations: 9 widths and 4 feed-forward widths per layer and position. Not "
+        "positions x V, twice (gradient). activations: 9 widths and 4 feed-forward widths per layer and position. Not "
         "counted: Python, libraries, rollouts."
     )
 
 
 def seconds(planned: Plan, device: Device) -> dict[str, float]:
     """Seconds of one cycle by part, at `UTILISATION` of the device's figure; without rewards, decoding, optimizer."""
-    rows, second = planned.rows, planned.sizes.row_flops() / (UTILISATION * device.flops)
-    parts = {"rollout": rows["rollout"], "score": rows["old"] + rows["reference"]}
-    parts["update"] = rows["new"] * planned.sizes.new_cost()
-    return {part: count * second for part, count in parts.items()}
+    rows, sizes, speed = planned.rows, planned.sizes, UTILISATION * device.flops
+    flops = {"rollout": sizes.rollout_flops(rows["rollout"], planned.rollout_positions)}
+    flops["score"] = (rows["old"] + rows["reference"]) * sizes.row_flops()
+    flops["update"] = rows["new"] * sizes.new_cost() * sizes.row_flops()
+    return {part: count / speed for part, count in flops.items()}
 
 
 def evaluation_seconds(planned: Plan, device: Device) -> float:
     """Seconds of one evaluation while training, as `seconds` estimates them."""
     if planned.evaluation is None:
         return 0.0
-    return planned.evaluation.rows / device.processes * planned.sizes.row_flops() / (UTILISATION * device.flops)
+    flops = planned.sizes.rollout_flops(planned.evaluation.rows, planned.evaluation.positions)
+    return flops / device.processes / (UTILISATION * device.flops)
 
 
 def _print_devices(by_device: dict[Device, Plan], console: Console) -> None:

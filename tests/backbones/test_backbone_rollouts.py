@@ -62,18 +62,37 @@ def test_the_first_step_is_one_row_per_prompt_and_one_without(backbone):
     assert rows == (P + 1) + (T - 1) * 2 * B
 
 
-def test_the_head_computes_masked_tokens_and_codebook_rows_only(backbone, monkeypatch):
+def test_emerge_computes_each_token_once_with_its_prompt_and_once_without(backbone, monkeypatch):
     asked, policy = [], backbone._policy
 
     def watched(**inputs):
-        output = policy(**inputs)
-        masked = inputs["input_ids"] == backbone.mask_id
-        asked.append((torch.equal(inputs["positions"], masked), output.logits.shape == (int(masked.sum()), 8192)))
+        output, positions = policy(**inputs), inputs["positions"]
+        assert not (positions & (inputs["input_ids"] != backbone.mask_id)).any()
+        assert output.logits.shape == (int(positions.sum()), 8192)
+        asked.append(len(output.logits))
         return output
 
     monkeypatch.setattr(backbone, "_policy", watched)
-    rollout_of(backbone)
-    assert len(asked) == 2 * T and all(asked_right == (True, True) for asked_right in asked)
+    rollout, N = rollout_of(backbone)[0], backbone.num_image_tokens
+    first_BN = rollout.unmask_step_BN == 0
+    shared = sum(int(first_BN[p * G : (p + 1) * G].any(0).sum()) for p in range(P))  # a row for all images of a prompt
+    assert sum(asked) == N + shared + 2 * int((~first_BN).sum())
+
+
+def test_the_last_block_may_leave_out_what_is_not_wanted(backbone):
+    """Rows of one length and of several, so with and without a mask of pads."""
+    N, generator = backbone.num_image_tokens, torch.Generator().manual_seed(0)
+    for texts in (TEXTS, TEXTS[:1] * 2):
+        prompts = backbone.encode_prompts(texts)
+        codes_UN = torch.randint(-1, 8192, (2, N), generator=generator)
+        for share in (0.02, 0.2, 0.4):
+            wanted_UN = torch.rand(2, N, generator=generator) < share
+            wanted_UN[0, 0] = True  # a row may want nothing, but not all of them
+            whole = backbone.image_logits(prompts, codes_UN, wanted_UN).detach()
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    backbone.image_logits(prompts, codes_UN, wanted_UN), whole, atol=1e-10, rtol=0
+                )
 
 
 def test_fully_masked_scores_equal_the_bare_models_from_one_row_per_prompt(backbone):

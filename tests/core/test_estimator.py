@@ -7,7 +7,7 @@ from helpers.objectives import objective
 from helpers.stubs import MASK_ID, StubModel, naive_log_probs, small_batch
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.sampler import MASK
-from htgrpo_ext.core.views import Prompts, Update, View
+from htgrpo_ext.core.views import Update, View
 from htgrpo_ext.settings import CHOICES
 
 METHODS = CHOICES["method"]
@@ -133,18 +133,6 @@ def test_d1_hides_words_from_the_model():
     hidden = torch.stack([ids == MASK_ID for ids, _ in model.rows])
     assert hidden[:, 2:].any() and not hidden[:, :2].any()  # padding and the marker stay
     assert all((codes == MASK).all() for _, codes in model.rows)
-
-
-def test_masked_logits_are_row_major_and_shared():
-    model, small = StubModel(8, 4), small_batch()
-    codes_BN = small.codes_BN.where(torch.arange(8) % 3 == 0, MASK)
-    codes_BN[:3] = MASK  # the rollouts of the first prompt are all at their first step
-    forward = SharedForward(model.image_logits, MASK_ID, 2)
-    found = forward.masked_logits(small.prompts, codes_BN)
-    assert forward.rows["rollout"] == 1 + len({tuple(row) for row in codes_BN[3:].tolist()})
-    expected = [model.image_logits(Prompts(*(t[b : b + 1] for t in small.prompts)), codes_BN[b : b + 1],
-                                   codes_BN[b : b + 1] == MASK) for b in range(6)]  # fmt: skip
-    torch.testing.assert_close(found, torch.cat(expected).float())
 
 
 ADVANTAGE = torch.tensor([1.2, -0.7, 0.4, -1.1, 0.3, 0.9])

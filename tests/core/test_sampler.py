@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.stubs import drawing
 from htgrpo_ext.core.sampler import MASK, SAMPLERS, categorical, emerge, guided, gumbel, maskgit, maskgit_constant
 
 N, V, T = 3, 2, 3
@@ -79,11 +80,11 @@ def maskgit_step(step, canvas, temperature, annealing):
 def test_codes_and_steps_follow_the_exact_distribution(name):
     rows = 40_000
     if name == "emerge":
-        rollout, expected = emerge(toy_logits, noise((rows, N), 1), (rows, N), T), exact(emerge_step)
+        rollout, expected = emerge(drawing(toy_logits), noise((rows, N), 1), (rows, N), T), exact(emerge_step)
     else:
         hot = 4.0 if "hotter" in name else 1.0
         sampler, annealing = (maskgit_constant, [1, 1, 1]) if "constant" in name else (maskgit, [2 / 3, 2 / 9, 1])
-        rollout = sampler(toy_logits, noise((rows, N), 2), (rows, N), T, temperature=hot)
+        rollout = sampler(drawing(toy_logits), noise((rows, N), 2), (rows, N), T, temperature=hot)
         expected = exact(lambda step, canvas: maskgit_step(step, canvas, hot, annealing))
     assert sum(expected.values()) == pytest.approx(1)
     joint = torch.cat([rollout.codes_BN, rollout.unmask_step_BN.long()], dim=1).tolist()
@@ -108,7 +109,7 @@ def test_maskgit_at_temperature_zero_keeps_the_most_confident():
     def flat(codes_BN):  # code 0 with probability about 1, 0.9, 0.6 at places 2, 0, 1
         return torch.tensor([[2.2, 0.0], [0.4, 0.0], [9.0, 0.0]]).expand(len(codes_BN), N, V)[codes_BN == MASK]
 
-    rollout = maskgit(flat, lambda step: torch.zeros(2, 2, N), (2, N), T, temperature=0.0)
+    rollout = maskgit(drawing(flat), lambda step: torch.zeros(2, 2, N), (2, N), T, temperature=0.0)
     assert rollout.unmask_step_BN.tolist() == [[1, 2, 0]] * 2
     assert rollout.codes_BN.tolist() == [[0, 0, 0]] * 2
 
@@ -118,15 +119,17 @@ def coin(codes_BN):
 
 
 def test_maskgit_unmasks_the_published_counts():
-    rollout = maskgit(coin, noise((3, 1024), 3), (3, 1024), 12)
+    rollout = maskgit(drawing(coin), noise((3, 1024), 3), (3, 1024), 12)
     counts = [9, 26, 43, 60, 74, 88, 101, 111, 121, 126, 132, 133]  # measured on MaskGRPO's code
     assert torch.nn.functional.one_hot(rollout.unmask_step_BN.long()).sum(1).tolist() == [counts] * 3
 
 
 def test_of_a_last_token_mmada_waits_for_the_last_step_and_lumina_does_not():
     """With two tokens floor(2 cos) is 1 from the first step of three on."""
-    assert maskgit(coin, noise((1, 2), 3), (1, 2), 3).unmask_step_BN.sort().values.tolist() == [[0, 2]]
-    assert maskgit_constant(coin, noise((1, 2), 3), (1, 2), 3).unmask_step_BN.sort().values.tolist() == [[0, 1]]
+    assert maskgit(drawing(coin), noise((1, 2), 3), (1, 2), 3).unmask_step_BN.sort().values.tolist() == [[0, 2]]
+    assert maskgit_constant(drawing(coin), noise((1, 2), 3), (1, 2), 3).unmask_step_BN.sort().values.tolist() == [
+        [0, 1]
+    ]
 
 
 def test_gumbel_noise_reaches_as_far_as_float32_does():
@@ -136,11 +139,23 @@ def test_gumbel_noise_reaches_as_far_as_float32_does():
 
 def test_emerge_unmasks_the_same_counts_on_average():
     B, tokens = 64, 1024
-    rollout = emerge(coin, noise((B, tokens), 4), (B, tokens), 12)
+    rollout = emerge(drawing(coin), noise((B, tokens), 4), (B, tokens), 12)
     counts = torch.bincount(rollout.unmask_step_BN.long().flatten(), minlength=12) / B
     means = [8.8, 26.1, 43.1, 59.2, 74.4, 88.3, 100.7, 111.4, 120.1, 126.8, 131.4, 133.7]
     for count, expected in zip(counts.tolist(), means, strict=True):
         assert abs(count - expected) < 5 * sqrt(expected / B) + 0.05  # the means are rounded
+
+
+def test_emerge_asks_for_the_tokens_that_appear_and_for_nothing_else():
+    wanted = []
+
+    def watched(codes_BN, wanted_BN, uniform_BN):
+        wanted.append(wanted_BN)
+        return drawing(coin)(codes_BN, wanted_BN, uniform_BN)
+
+    rollout = emerge(watched, noise((5, 40), 6), (5, 40), 7)
+    for step, wanted_BN in enumerate(wanted):
+        assert torch.equal(wanted_BN, rollout.unmask_step_BN == step)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values())
@@ -153,7 +168,7 @@ def test_tokens_see_only_earlier_steps_and_stay_as_drawn(sampler, steps):
         before.append(codes_BN.clone())
         return coin(codes_BN)
 
-    rollout = sampler(watched, noise(shape, 6), shape, steps)
+    rollout = sampler(drawing(watched), noise(shape, 6), shape, steps)
     assert rollout.codes_BN.min() >= 0 and rollout.codes_BN.max() < V
     assert rollout.unmask_step_BN.dtype == torch.int16
     assert set(rollout.unmask_step_BN.unique().tolist()) <= set(range(steps))
@@ -166,16 +181,16 @@ def test_tokens_see_only_earlier_steps_and_stay_as_drawn(sampler, steps):
 @pytest.mark.parametrize("sampler", SAMPLERS.values())
 def test_samplers_repeat_themselves_and_leave_the_global_generator_alone(sampler):
     torch.manual_seed(1)
-    state, first = torch.get_rng_state(), sampler(toy_logits, noise((50, N), 7), (50, N), T)
+    state, first = torch.get_rng_state(), sampler(drawing(toy_logits), noise((50, N), 7), (50, N), T)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    again = sampler(toy_logits, noise((50, N), 7), (50, N), T)
+    again = sampler(drawing(toy_logits), noise((50, N), 7), (50, N), T)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values())
 def test_entropy_is_that_of_each_tokens_sampling_distribution(sampler):
-    rollout = sampler(toy_logits, noise((30, N), 8), (30, N), T)
+    rollout = sampler(drawing(toy_logits), noise((30, N), 8), (30, N), T)
     for codes, steps, entropies in zip(*(t.tolist() for t in rollout), strict=True):
         for n in range(N):
             canvas = [code if s < steps[n] else MASK for code, s in zip(codes, steps, strict=True)]
@@ -205,7 +220,7 @@ def test_codes_are_drawn_as_often_as_they_are_probable():
 
 
 def test_guidance_moves_away_from_the_unconditional_logits():
-    conditional, unconditional = lambda _: torch.tensor([2.0, -1.0]), lambda _: torch.tensor([1.0, 3.0])
+    conditional, unconditional = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 3.0])
     # (1 + 3.5) x 2 - 3.5 x 1 = 5.5 and (1 + 3.5) x -1 - 3.5 x 3 = -15
-    assert guided(conditional, unconditional, 3.5)(None).tolist() == [5.5, -15.0]
-    assert guided(conditional, None, 0)(None).tolist() == [2.0, -1.0]
+    assert guided(conditional, unconditional, 3.5).tolist() == [5.5, -15.0]
+    assert guided(conditional, unconditional, 0).tolist() == [2.0, -1.0]

@@ -3,7 +3,7 @@
 P prompts, G rollouts per prompt, B = P*G, N image tokens, V codebook, L prompt tokens, U rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from htgrpo_ext.core.order import generation_rank
 from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.sampler import MASK
+from htgrpo_ext.core.sampler import MASK, Draw, draw_codes
 from htgrpo_ext.core.views import Prompts, RolloutBatch, Update
 
 MASK_ID = 9  # of a hidden prompt token
@@ -39,6 +39,15 @@ class StubModel(nn.Module):
         canvas_UN = self.code[codes_UN + 1] + self.place
         mixed_UN = torch.tanh(torch.einsum("mn,und->umd", self.mix, canvas_UN) + words_U)
         return (mixed_UN @ self.head)[wanted_UN]
+
+
+def drawing(logits: Callable[[Tensor], Tensor]) -> Draw:
+    """Draws for a sampler from a function that gives the logits [M, V] of all masked positions, row-major."""
+
+    def draw(codes_BN: Tensor, wanted_BN: Tensor, uniform_BN: Tensor):
+        return draw_codes(logits(codes_BN)[wanted_BN[codes_BN == MASK]], uniform_BN[wanted_BN])
+
+    return draw
 
 
 class Small(NamedTuple):

@@ -27,14 +27,23 @@ def test_training_hours_are_the_plans_rows(lumina):
     # Rollout, first step: 2 prompts and the empty one, all images hidden. Second: 2 x 2 images, each also without its
     # prompt. Then one hidden row a prompt for the reference, and for each of 8 updates one with gradient.
     assert planned.rows == {"rollout": 3 + 8, "old": 0, "reference": 2, "new": 16}
-    # A row with gradient costs 3 forwards: itself, the gradient of its inputs, and itself again by checkpointing.
-    flops = (11 + 2 + 3 * 16) * planned.sizes.row_flops()
+    # A row with gradient costs 3 forwards: itself, the gradient of its inputs, and itself again by checkpointing. In
+    # rollouts the last of 32 blocks and the head are computed where a token appears.
+    # Each token is drawn with its prompt and without; the first step is shared.
+    sizes, N = planned.sizes, 1024
+    assert 2 * 4 * N - 4 * N < planned.rollout_positions < 2 * 4 * N
+    flops = sizes.rollout_flops(11, planned.rollout_positions) + (2 + 3 * 16) * sizes.row_flops()
+    assert 10.6 / 11 < sizes.rollout_flops(11, planned.rollout_positions) / (11 * sizes.row_flops()) < 1
     assert training_hours(lumina, ONE) == pytest.approx(10 * flops / (0.4 * 1e15) / 3600)
 
 
-def test_painting_hours_count_both_passes_of_guidance(lumina):
+@pytest.mark.parametrize("sampler", ["emerge", "maskgit-constant"])
+def test_painting_hours_count_both_passes_of_guidance(lumina, sampler):
+    lumina = lumina.model_copy(update={"sampling": lumina.sampling.model_copy(update={"sampler": sampler, "steps": 3})})
     sizes = lumina.model.sizes()
-    hours = 100 * lumina.sampling.steps * 2 * sizes.row_flops() / (0.4 * 1e15) / 3600
+    # cos 0 + cos 30 + cos 60 degrees of the tokens are masked before the three steps
+    positions = 100 * 1024 * (1 if sampler == "emerge" else 1 + 0.75**0.5 + 0.5)
+    hours = 2 * sizes.rollout_flops(300, round(positions)) / (0.4 * 1e15) / 3600
     assert painting_hours(lumina, sizes, 100, ONE) == pytest.approx(hours)
 
 

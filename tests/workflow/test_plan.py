@@ -11,6 +11,7 @@ from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.workflow.plan import (
     DEVICES,
     KINDS,
+    ROLLOUT,
     StubBackbone,
     evaluation_seconds,
     naive_rows,
@@ -77,9 +78,8 @@ def test_unshared_every_method_costs_three_passes_over_its_views():
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_micro_batches_change_the_rows_held_at_once_and_not_those_run(micro_batches):
-    _, rows, at_once, positions = simulate(
-        settings_of("htgrpo", f"loop.micro_batches={micro_batches}"), wide_backbone()
-    )
+    found = simulate(settings_of("htgrpo", f"loop.micro_batches={micro_batches}"), wide_backbone())
+    rows, at_once, positions = found.rows, found.rows_at_once, found.positions_at_once
     assert rows["new"] == K * P and at_once == P // micro_batches
     assert positions == at_once * 20_000  # the first update asks for every position of its row
 
@@ -151,7 +151,7 @@ def test_the_8b_models_are_planned_without_a_checkpoint(capsys):
     # one prompt a micro-batch, so one row: inputs of 32 blocks, and one block whole, with float32 inputs of adapters
     block = 2 * (9 * 4096 + 4 * 12288) + 4 * (6 * 4096 + 12288)
     assert planned.memory["activations"] == 1283 * (32 * 4096 * 2 + block)
-    assert planned.memory["logits"] == 2 * 1024 * 8192 * (4 + 2)
+    assert planned.memory["logits"] == 2 * 1024 * 8192 * 2
     flops = 2 * (blocks + adapters) * 1283 + 4 * 1283**2 * 4096 * 32 + 2 * 1024 * 4096 * 8192
     assert sizes.row_flops() == pytest.approx(flops)
     assert sizes.new_cost() == 3  # forward, recomputed forward, gradient of inputs; adapters' own is small
@@ -209,7 +209,9 @@ def test_a_plan_fits_80_columns(monkeypatch, capsys):
 def test_evaluations_while_training_are_counted(capsys):
     """Before training, after cycles 15, 30 and 40; the first step is one row a prompt."""
     settings = settings_of("htgrpo", "eval.every=15", "eval.images_per_prompt=3", "loop.cycles=40")
-    assert plan(settings).evaluation == (24 * 3, 24 * (1 + (T - 1) * 3), 4)
+    images, rows, positions, times = plan(settings).evaluation
+    assert (images, rows, times) == (24 * 3, 24 * (1 + (T - 1) * 3), 4)
+    assert 24 * 3 * 64 * 0.9 < positions <= 24 * 3 * 64  # each token once; a few of the first step are shared
     print_plan(settings)
     printed = capsys.readouterr().out
     assert "while training: 4 times 72 images of held-out prompts" in printed
@@ -222,9 +224,28 @@ def test_the_time_of_a_large_run_contains_its_evaluations():
     settings = large("mmada", "htgrpo", "rollout.steps=2")
     planned, device = plan(settings, 8), DEVICES[0]
     # 48 prompts, of each one row and then two, and as many without their prompt; over 8 devices
-    assert planned.evaluation == (96, 48 * (1 + 2) * 2 - 0, 41)
-    rows = planned.evaluation.rows / 8
-    assert evaluation_seconds(planned, device) == pytest.approx(rows * planned.sizes.row_flops() / (0.4 * 312e12))
+    images, rows, positions, times = planned.evaluation
+    assert (images, rows, times) == (96, 48 * (1 + 2) * 2, 41)
+    flops = planned.sizes.rollout_flops(rows, positions) / 8
+    assert evaluation_seconds(planned, device) == pytest.approx(flops / (0.4 * 312e12))
+
+
+def test_rollouts_are_planned_with_the_last_block_where_tokens_appear():
+    """By hand, of 3 rows with 300 wanted positions; the sizes are those of the test of the 8B models."""
+    sizes = plan(large("mmada", "htgrpo", "rollout.steps=2"), 8).sizes
+    block, S = (sizes.in_blocks + sizes.trained) / 32, 1283
+    matrices = 2 * (31 * block * 3 * S + 2 * 4096**2 * (3 * S - 300) + block * 300)
+    attention = 4 * S * 4096 * (31 * 3 * S + 300)
+    assert sizes.rollout_flops(3, 300) == pytest.approx(matrices + attention + 2 * 4096 * 8192 * 300)
+    assert sizes.rollout_flops(3, 3 * 1024) == pytest.approx(3 * sizes.row_flops())  # more than half: all of it
+
+
+def test_the_memory_of_rollouts_does_not_grow_with_the_images():
+    few, many = (
+        plan(large("mmada", "htgrpo", "rollout.steps=2", f"rollout.rollouts_per_prompt={G}")).memory[ROLLOUT]
+        for G in (8, 24)
+    )
+    assert few == pytest.approx(many, rel=0.05)  # the largest step of a few more images is a little larger
 
 
 @pytest.mark.parametrize("ties", ["raster", "shuffled"])

@@ -168,18 +168,19 @@ class LladaBackbone(Policy):
     def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
         block_UI = self.block.ids(codes_UN)
         ids_US = torch.cat([prompts.ids_BL, block_UI], dim=1)
-        seen_US = torch.cat([prompts.attention_BL, torch.ones_like(block_UI, dtype=torch.bool)], dim=1)
-        positions_US = torch.cat([torch.zeros_like(prompts.attention_BL), self.block.at_slots(wanted_UN)], dim=1)
+        attention_UL = prompts.attention_BL
+        seen_US = torch.cat([attention_UL, attention_UL.new_ones(block_UI.shape)], dim=1)
+        positions_US = torch.cat([wanted_UN.new_zeros(attention_UL.shape), self.block.at_slots(wanted_UN)], dim=1)
         cut = 0
         if self.masks_padding:  # pads in front of every row of this call are hidden, so they are left out
-            cut = int(prompts.attention_BL.any(0).long().argmax())
+            cut = int(attention_UL.any(0).long().argmax())
         seen_US = seen_US[:, cut:]
         return self._policy(
             input_ids=ids_US[:, cut:],
             attention_mask=seen_US if self.masks_padding else None,
             positions=positions_US[:, cut:],
             head_rows=slice(self.block.offset, self.block.offset + self.codebook_size),
-            position_ids=self.position_ids(seen_US, cut),
+            position_ids=self.position_ids(seen_US, cut).to(ids_US.device, non_blocking=True),
         ).logits
 
 

@@ -30,6 +30,7 @@ from htgrpo_ext.backbones.checkpoints import (
     read_tensors,
     refuse_non_finite,
 )
+from htgrpo_ext.backbones.wanted import at_places, wanted_positions
 from htgrpo_ext.errors import UserError, one_line
 
 
@@ -186,14 +187,22 @@ class LladaBlock(nn.Module):
         self.up_proj = nn.Linear(width, ffn, bias=bias)
         self.ff_out = nn.Linear(ffn, width, bias=bias)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, key_mask: Tensor | None, cos: Tensor, sin: Tensor, place_UQ: Tensor | None = None
+    ) -> Tensor:
+        """[U, S, D], or [U, Q, D] at the given places alone."""
+
         def heads(t: Tensor) -> Tensor:
             return t.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
 
         h = self.attn_norm(x)
         full = self.config.rope_full_precision
-        q, k = (rotate(heads(proj(h)), cos, sin, full) for proj in (self.q_proj, self.k_proj))
-        v = heads(self.v_proj(h))
+        asked, at_cos, at_sin = h, cos, sin
+        if place_UQ is not None:
+            x, asked = at_places(x, place_UQ), at_places(h, place_UQ)
+            at_cos, at_sin = (at_places(t.expand(len(x), 1, -1, -1)[:, 0], place_UQ)[:, None] for t in (cos, sin))
+        q = rotate(heads(self.q_proj(asked)), at_cos, at_sin, full)
+        k, v = rotate(heads(self.k_proj(h)), cos, sin, full), heads(self.v_proj(h))
         if (groups := self.config.n_heads // self.config.kv_heads) > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
@@ -246,7 +255,8 @@ class LladaModel(PreTrainedModel):
 
         input_ids       int64 [U, S]
         attention_mask  bool [U, S], False at positions that are hidden from all; None: nothing is hidden
-        positions       bool [U, S], where logits are wanted; None: everywhere
+        positions       bool [U, S], where logits are wanted; None: everywhere. Both masks may be on the CPU: then
+                        nothing here waits for the device
         head_rows       rows of the vocabulary, V' of them
         position_ids    int64 [S] or [U, S], places for the rotary embedding; None: 0, 1, 2, ..
         Returns         logits [M, V'], row-major over `positions`; [U, S, V'] when it is None
@@ -257,14 +267,21 @@ class LladaModel(PreTrainedModel):
         cos, sin = rotary_tables(self.config, position_ids)
         key_mask = None
         if attention_mask is not None and not bool(attention_mask.all()):  # attention is faster without a mask
-            key_mask = attention_mask[:, None, None, :]
+            key_mask = attention_mask.to(input_ids.device, non_blocking=True)[:, None, None, :]
+        wanted = None if positions is None else wanted_positions(positions, input_ids.device)
         x = transformer["wte"](input_ids)
-        for block in transformer["blocks"]:
+        *blocks, last = transformer["blocks"]
+        for block in (*blocks, last):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, key_mask, cos, sin, use_reentrant=False)
+                # Nothing in a block is random, so no generator's state is kept.
+                x = checkpoint(block, x, key_mask, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, key_mask, cos, sin)
-        x = transformer["ln_f"](x if positions is None else x[positions])
+                x = block(x, key_mask, cos, sin, wanted.place_UQ if wanted and block is last else None)
+        if wanted is not None:
+            x = x.flatten(0, 1)[wanted.slot_M]
+        elif positions is not None:
+            x = x[positions]
+        x = transformer["ln_f"](x)
         if self.config.weight_tying:
             logits: Any = F.linear(x, transformer["wte"].weight[head_rows])
         else:

@@ -115,8 +115,9 @@ class MicroBackbone(Policy):
 
     def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
         image_UN = torch.where(codes_UN == MASK, self.mask_id, codes_UN + self.config.image_offset)
-        seen_US = torch.cat([prompts.attention_BL, torch.ones_like(wanted_UN)], dim=1)
-        positions_US = torch.cat([torch.zeros_like(prompts.attention_BL), wanted_UN], dim=1)
+        attention_UL = prompts.attention_BL
+        seen_US = torch.cat([attention_UL, attention_UL.new_ones(wanted_UN.shape)], dim=1)
+        positions_US = torch.cat([wanted_UN.new_zeros(attention_UL.shape), wanted_UN], dim=1)
         input_US = torch.cat([prompts.ids_BL, image_UN], dim=1)
         return self._policy(input_ids=input_US, attention_mask=seen_US, positions=positions_US).logits
 
