@@ -118,9 +118,9 @@ comma := ,
 listed = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 yes = $(filter-out 0 no false,$(1))
 
-.PHONY: help setup train plan compare ablate reproduce eval-images eval-score test lint pretrain-micro \
-	pretrain-words clean upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
-	test-upstream bench bench-rewards
+.PHONY: help setup train plan compare ablate reproduce eval-images eval-score diagnose test lint pretrain-micro \
+	pretrain-words clean upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied \
+	setup-upstream setup-clip test-upstream test-gpu bench bench-rewards
 
 help:  ## Show this
 	@echo "make TARGET [VARIABLE=value]..."
@@ -250,6 +250,9 @@ test-upstream:  ## Run the tests beside MaskGRPO's code: UPSTREAM_URL; MMADA_, L
 	@$(PATCHES) apply
 	@$(MAKE) --no-print-directory setup-upstream
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) -m upstream -rs
+
+test-gpu: $(READY)  ## Run the tests that are made for a GPU, on CUDA; without one all are skipped
+	@HTGRPO_TEST_DEVICE=cuda OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/devices -rs -rP
 
 bench: applied $(READY_UPSTREAM)  ## Measure scoring and updates of a cycle, MaskGRPO as published and HT-GRPO
 	@$(BIN)/python benchmarks/scoring_cost.py --size 64,4 --repeats 3

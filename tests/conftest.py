@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -5,6 +7,7 @@ from hypothesis import settings
 from helpers.llada_checkpoints import lumina_checkpoint, mmada_checkpoint, write_vqvae
 from helpers.micro_runs import even_codes, tiny_checkpoint
 
+collect_ignore = [] if os.environ.get("HTGRPO_TEST_DEVICE") else ["devices"]  # see devices/conftest.py
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("tests")

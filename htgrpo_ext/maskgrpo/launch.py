@@ -114,7 +114,7 @@ def trainer_config(settings: RunSettings, processes: int) -> dict:
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ,
         ddp_find_unused_parameters=False,
     )
 

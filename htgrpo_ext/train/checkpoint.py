@@ -99,7 +99,8 @@ def read_checkpoint(path: Path) -> Saved:
     weights: dict[str, Tensor] = {}
     for file in sorted((path / "model").glob("*.safetensors")):
         weights |= load_file(file)
-    return Saved(cycle, weights, torch.load(path / "optimizer.pt", weights_only=True))
+    # To the CPU: the file names the device it was saved from, which here may be another process's, or missing.
+    return Saved(cycle, weights, torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
 
 
 def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

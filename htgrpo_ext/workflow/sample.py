@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
+from accelerate import PartialState
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -57,8 +57,7 @@ def sample(
         if path.exists() and _about_of(path) != made:
             raise UserError(f"{path}: another picture is there; give another --out, or the options it was made with")
     settings.model.prompt_encoder()(prompts)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_backbone(settings.model, device, frozen=True, adapter=adapter)
+    backbone = load_backbone(settings.model, str(PartialState().device), frozen=True, adapter=adapter)
     backbone.model.eval()
     backbone.prepare_decoder()  # a missing decoder is an error now, not after a long rollout
     forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
