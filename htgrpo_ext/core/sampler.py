@@ -111,7 +111,13 @@ def _most_confident(confidence_M: Tensor, masked_BN: Tensor, stay_B: Tensor) -> 
 
 
 def _by_confidence(
-    logits: Logits, uniform: Uniform, shape: tuple[int, int], temperatures: list[float], last_waits: bool, device
+    logits: Logits,
+    uniform: Uniform,
+    shape: tuple[int, int],
+    temperatures: list[float],
+    last_waits: bool,
+    device,
+    masked_share: Callable[[float], float] = cosine_masked_share,
 ) -> Rollout:
     """MaskGIT's loop: draw every masked token, keep the most confident, leave the others masked.
 
@@ -129,7 +135,7 @@ def _by_confidence(
             return torch.ones_like(code_M, dtype=torch.bool), code_M, entropy_M
         confidence_M = prob_M.clamp(min=TINY).log() + temperatures[step] * gumbel(rank_noise_BN[masked_BN])
         fewer_B = masked_BN.sum(-1) - 1
-        stay_B = torch.full_like(fewer_B, int(shape[1] * cosine_masked_share((step + 1) / steps)))
+        stay_B = torch.full_like(fewer_B, int(shape[1] * masked_share((step + 1) / steps)))
         stay_B = stay_B.minimum(fewer_B).clamp(min=1) if last_waits else stay_B.clamp(min=1).minimum(fewer_B)
         return _most_confident(confidence_M, masked_BN, stay_B), code_M, entropy_M
 
@@ -163,4 +169,27 @@ def maskgit_constant(
     return _by_confidence(logits, uniform, shape, [temperature] * steps, last_waits=False, device=device)
 
 
-SAMPLERS = {"emerge": emerge, "maskgit": maskgit, "maskgit-constant": maskgit_constant}
+def _float32_masked_share(time: float) -> float:
+    """`cosine_masked_share` in float32, as AmusedScheduler computes it: just below 1/2 at two thirds of the steps."""
+    return torch.cos(torch.tensor(time, dtype=torch.float32) * math.pi / 2).item()
+
+
+@torch.no_grad()
+def maskgit_amused(
+    logits: Logits, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 2.0, device="cpu"
+) -> Rollout:
+    """MaskGIT's sampler as diffusers' AmusedScheduler runs it.
+
+    The temperature of the confidence noise falls in a straight line from `temperature` to 0, which the last step has.
+    """
+    temperatures = [temperature * (1 - step / max(steps - 1, 1)) for step in range(steps)]
+    share = _float32_masked_share
+    return _by_confidence(logits, uniform, shape, temperatures, last_waits=True, device=device, masked_share=share)
+
+
+SAMPLERS = {
+    "emerge": emerge,
+    "maskgit": maskgit,
+    "maskgit-constant": maskgit_constant,
+    "maskgit-amused": maskgit_amused,
+}
