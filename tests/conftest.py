@@ -37,3 +37,11 @@ def checkpoint(tmp_path_factory):
 def reward_with_spread(monkeypatch):
     """A reward that a random model's images differ in, in place of the verifier's."""
     monkeypatch.setattr("htgrpo_ext.rewards.scorers.micro.score_codes", even_codes)
+
+
+@pytest.fixture(scope="session")
+def amused_folder(tmp_path_factory):
+    """A tiny aMUSEd checkpoint, never written to."""
+    from helpers.amused_checkpoints import amused_checkpoint
+
+    return amused_checkpoint(tmp_path_factory.mktemp("amused"))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from htgrpo_ext.backbones.amused import Amused
 from htgrpo_ext.backbones.lumina import Lumina
 from htgrpo_ext.backbones.micro import Micro
 from htgrpo_ext.backbones.mmada import Mmada
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from htgrpo_ext.backbones.base import Backbone
 
-BACKBONES: tuple[type[ModelSection], ...] = (Micro, Words, WordsFree, Mmada, Lumina)
+BACKBONES: tuple[type[ModelSection], ...] = (Micro, Words, WordsFree, Mmada, Lumina, Amused)
 
 
 def load_backbone(

@@ -16,7 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from htgrpo_ext.backbones import checkpoints
-from htgrpo_ext.backbones.checkpoints import read_json, read_tensors, refuse_non_finite, weight_files
+from htgrpo_ext.backbones.checkpoints import (
+    DIFFUSERS,
+    read_json,
+    read_tensors,
+    refuse_non_finite,
+    trained_part,
+    weight_files,
+)
 from htgrpo_ext.backbones.policy import is_target
 from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.files import new_folder
@@ -139,21 +146,25 @@ def fold_into_model(model: nn.Module, adapter: Adapter) -> None:
 def merge(checkpoint: Path, adapter_folder: Path, out: Path) -> int:
     """Write `out`: the checkpoint with the adapter added to its weights, and the same files, shards, names and types.
 
-    Hidden files and folders (.git, .cache) and a second copy of the weights (pytorch_model*.bin) are left out.
+    Hidden files and folders (.git, .cache) and further copies of the weights (pytorch_model*.bin, diffusers' other
+    types) are left out.
 
     Returns the number of changed weights. One shard at a time is in memory.
     Raises UserError if `out` exists or cannot be written, if a file of the checkpoint is missing or broken, or if the
     adapter does not fit or changes nothing; then nothing is left of `out`.
     """
     checkpoint, out = checkpoint.expanduser(), out.expanduser()
-    adapter, files = read_adapter(adapter_folder), weight_files(checkpoint)
-    read_json(checkpoint / "config.json")
+    trained, stem = trained_part(checkpoint)
+    adapter, files = read_adapter(adapter_folder), weight_files(trained, stem)
+    read_json(trained / "config.json")
     if out.resolve().is_relative_to(checkpoint.resolve()):
         raise UserError(f"{out}: lies in the checkpoint that is copied there; give another --out")
-    adapter.check({name: shape for held in files.values() for name, shape in held.items()}, checkpoint)
+    adapter.check({name: shape for held in files.values() for name, shape in held.items()}, trained)
     changed, size = 0, sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     with new_folder(out, size) as partial:
-        _copy(checkpoint, partial, {*files, *checkpoint.glob("pytorch_model*.bin*")})
+        others = [*trained.glob("pytorch_model*.bin*"), *trained.glob(f"{DIFFUSERS}*")]
+        index = trained / f"{stem}.safetensors.index.json"
+        copy_files(checkpoint, partial, {*files, *others} - {index})
         for file in files:
             weights = dict(read_tensors(file))
             for name, weight in weights.items():
@@ -162,19 +173,19 @@ def merge(checkpoint: Path, adapter_folder: Path, out: Path) -> int:
                     weights[name] = adapter.added_to(name, weight).contiguous()
                     changed += not torch.equal(weights[name], weight)
             try:
-                save_file(weights, partial / file.name, metadata={"format": "pt"})
+                save_file(weights, partial / file.relative_to(checkpoint), metadata={"format": "pt"})
             except SafetensorError as error:
                 raise OSError(one_line(error)) from None
         return adapter.refuse_no_change(changed)
 
 
-def _copy(source: Path, target: Path, leave_out: Collection[Path]) -> None:
+def copy_files(source: Path, target: Path, leave_out: Collection[Path]) -> None:
     """Copy a folder's files into an existing folder; not their permissions, so that the copy can be removed again."""
     for path in source.iterdir():
         if path.name.startswith(".") or path in leave_out:
             continue
         if path.is_dir():
             (target / path.name).mkdir()
-            _copy(path, target / path.name, leave_out)
+            copy_files(path, target / path.name, leave_out)
         else:
             shutil.copyfile(path, target / path.name)

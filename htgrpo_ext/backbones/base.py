@@ -6,6 +6,7 @@ offsets stay inside the backbone.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Denoiser(Protocol):
 
     num_image_tokens: int  # N
     codebook_size: int  # V
-    mask_id: int  # the model's id for a masked token, word or image
+    mask_id: int  # the id that stands for a hidden word of a prompt
 
     def unconditional(self) -> Prompts:
         """The one row that stands for no prompt in classifier-free guidance."""
@@ -44,6 +45,10 @@ class Backbone(Denoiser, Protocol):
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         """Rows of the model's prompt layout, padded to one length. Raises UserError for a text that does not fit."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained into a folder: full weights as a checkpoint of their own, or adapters."""
         ...
 
     def prepare_decoder(self) -> None:

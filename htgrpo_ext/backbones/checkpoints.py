@@ -21,7 +21,8 @@ Layers = Annotated[int, Field(ge=1, le=1000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=nn.Module)
 
-INDEX = "model.safetensors.index.json"
+PIPELINE = "model_index.json"  # a folder of diffusers has it: a folder for each of the pipeline's parts
+MODEL, DIFFUSERS = "model", "diffusion_pytorch_model"  # what transformers and diffusers call files of weights
 LFS = b"version https://git-lfs"  # a pointer that stands for a large file begins so
 
 
@@ -100,22 +101,32 @@ def refuse_non_finite(name: str, tensor: Tensor, where: Path) -> None:
         raise UserError(f"{where}: {name} has values that are not finite")
 
 
-def weight_files(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
-    """The weight files of a checkpoint, each with the shapes of its tensors: model.safetensors, or an index's shards.
+def trained_part(checkpoint: Path) -> tuple[Path, str]:
+    """Where a checkpoint has the weights that are trained: their folder, and what their files are called."""
+    if (checkpoint / PIPELINE).is_file():
+        return checkpoint / "transformer", DIFFUSERS
+    return checkpoint, MODEL
+
+
+def weight_files(folder: Path, stem: str = MODEL) -> dict[Path, dict[str, tuple[int, ...]]]:
+    """The weight files in a folder, each with the shapes of its tensors: model.safetensors, or an index's shards.
+
+    stem  what the files are called, in place of `model`
 
     Raises UserError if a file is missing or broken, or if files and index disagree.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    single, index = folder / "model.safetensors", folder / INDEX
+    single = folder / f"{stem}.safetensors"
+    index = folder / f"{single.name}.index.json"
     if single.exists() and index.exists():
-        raise UserError(f"{folder}: model.safetensors and {INDEX} are both there; remove the one that is not meant")
+        raise UserError(f"{folder}: {single.name} and {index.name} are both there; remove the one that is not meant")
     if single.exists():
         return {single: read_shapes(single)}
     if not index.exists():
         found = sorted(path.name for pattern in ("*.safetensors", "*.bin", "*.pt") for path in folder.glob(pattern))
         there = f"; {found[0]} is not read" if found else ""
-        raise UserError(f"{folder}: no weights there (model.safetensors, or shards and {INDEX}{there})")
+        raise UserError(f"{folder}: no weights there ({single.name}, or shards and {index.name}{there})")
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index}: no `weight_map` from weights to files")
@@ -125,14 +136,14 @@ def weight_files(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
             raise UserError(f"{index}: {name!r} is not the name of a safetensors file in this folder")
         shapes = read_shapes(folder / name)
         if odd := sorted({weight for weight, place in places.items() if place == name} ^ shapes.keys()):
-            raise UserError(f"{folder / name}: does not hold what {INDEX} says, {odd[0]} for one")
+            raise UserError(f"{folder / name}: does not hold what {index.name} says, {odd[0]} for one")
         files[folder / name] = shapes
     return files
 
 
-def check_weights(model: nn.Module, folder: Path, copies: Mapping[str, str]) -> Sequence[Path]:
+def check_weights(model: nn.Module, folder: Path, copies: Mapping[str, str], stem: str = MODEL) -> Sequence[Path]:
     """The weight files of a checkpoint folder. Raises UserError unless they hold a model's weights and no others."""
-    files, wanted = weight_files(folder), model.state_dict()
+    files, wanted = weight_files(folder, stem), model.state_dict()
     shapes = {name: shape for held in files.values() for name, shape in held.items()}
     for what, names in (
         ("missing", wanted.keys() - shapes.keys()),
@@ -148,15 +159,18 @@ def check_weights(model: nn.Module, folder: Path, copies: Mapping[str, str]) -> 
     return list(files)
 
 
-def load_weights(model: Model, folder: Path, dtype: torch.dtype, copies: Mapping[str, str] | None = None) -> Model:
+def load_weights(
+    model: Model, folder: Path, dtype: torch.dtype, copies: Mapping[str, str] | None = None, stem: str = MODEL
+) -> Model:
     """Give a model that was made on the meta device the weights of a checkpoint folder, in `dtype`, for evaluation.
 
     copies  weights that a file may hold a second time: name of the copy, name of the weight
+    stem    what the files are called; see `weight_files`
 
     Raises UserError unless the files hold all weights and no others, each of the right shape and finite.
     """
     copies = copies or {}
-    files, held = check_weights(model, folder, copies), {}
+    files, held = check_weights(model, folder, copies, stem), {}
     for file in files:
         for name, tensor in read_tensors(file):
             held[name] = tensor.to(dtype, copy=True)  # the file may change during the run

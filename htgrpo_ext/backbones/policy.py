@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +66,10 @@ class Policy:
     def route_through(self, wrapped: nn.Module) -> None:
         """Send the policy's forwards through accelerate's wrapper of `model`, which synchronises processes."""
         self._policy = wrapped
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained, in the format of its library; see `Backbone`."""
+        self.model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
 
     def prepare_decoder(self) -> None:
         """See `Backbone`: nothing to load, unless a subclass says so."""

@@ -38,7 +38,9 @@ class ModelSection(Section):
     # The linear maps of a block, which may get adapters; here they are LLaDA's and the micro model's.
     projections: ClassVar[Sequence[str]] = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
     world: ClassVar[str | None] = None  # the world whose codes it paints; rewards and benchmarks may read them
-    on_accelerators: ClassVar[bool] = True  # `htgrpo plan` shows memory and time of GPUs
+    on_accelerators: ClassVar[bool] = True  # `htgrpo plan` shows memory and time of devices
+    planned_on: ClassVar[Sequence[str]] = ("8 x A100-80G", "1 x H200")  # of these; workflow/plan.py knows them
+    not_in_maskgrpo: ClassVar[str] = ""  # why MaskGRPO's loop cannot train it, if it cannot
 
     source: ClassVar[str] = ""  # the checkpoint's repository on Hugging Face, if it is published
 

@@ -3,6 +3,7 @@
 N image tokens, V codebook.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import nn
 from htgrpo_ext.backbones.policy import is_target
 from htgrpo_ext.backbones.settings import ModelSection
 from htgrpo_ext.core.drawing import DRAWN_AT_ONCE
+from htgrpo_ext.core.views import Prompts
 
 FLOAT = 4  # bytes; of adapters, optimizer state, log-probabilities and the tables that codes are drawn from
 DRAWN_TABLES = 8  # of `draw_codes` and guidance: logits three times, their softmax twice, cumulative sum, entropies
@@ -33,6 +35,8 @@ class Sizes(NamedTuple):
     element: int  # of a weight of the base model, and of an activation
     recomputed: bool  # activation checkpointing
     source: str | None  # where the sizes come from, if not from the checkpoint
+    beside: int = 0  # bytes of frozen models beside it, if they count
+    widths: int = 9  # that a block keeps per position for its backward, besides 4 feed-forward widths
 
     def memory(self, rows: int, positions: int, batch_size: int) -> dict[str, int]:
         """Bytes by part, while `rows` are held for their backward, with logits at `positions` of them.
@@ -40,17 +44,19 @@ class Sizes(NamedTuple):
         batch_size  rows per forward, and so the rows of which a block is recomputed at a time
         """
         state = FLOAT if self.adapters else self.element
-        per_block = (9 * self.width + 4 * self.ffn) * self.element
+        per_block = (self.widths * self.width + 4 * self.ffn) * self.element
         if self.adapters and self.element < FLOAT:  # adapters keep each projection's input once more, in float32
             per_block += (6 * self.width + self.ffn) * FLOAT
         kept = rows * self.layers * per_block
         if self.recomputed:  # every block's input, and all activations of one block
             kept = rows * self.layers * self.width * self.element + min(rows, batch_size) * per_block
+        beside = {"frozen models beside it": self.beside} if self.beside else {}
         return {
             "weights": self.parameters * self.element + (self.trained * FLOAT if self.adapters else 0),
             "gradients": self.trained * state,
             "AdamW's two moments": 2 * self.trained * state,
             "frozen reference copy": 0 if self.adapters else self.parameters * self.element,
+            **beside,
             "logits": 2 * positions * self.codebook * self.element,  # and their gradient
             "activations": self.sequence * kept,
         }
@@ -105,12 +111,14 @@ def sizes_of(
     element: int,
     recomputed: bool = False,
     source: str | None = None,
-    blocks: str = "blocks.",
+    blocks: str = r"blocks\.",
+    widths: int = 9,
+    beside: int = 0,
 ) -> Sizes:
     """The sizes of a configured model; see `Sizes` for the numbers.
 
     build   makes the model with random weights; it is called where tensors have no storage
-    blocks  part of the name of every linear map that belongs to a block
+    blocks  a regular expression that is found in the name of every linear map that all positions go through
     """
     with torch.device("meta"):
         model = build()
@@ -124,7 +132,7 @@ def sizes_of(
         trained = sum(lora.rank * (m.in_features + m.out_features) for m in adapted)
     return Sizes(
         parameters=parameters,
-        in_blocks=sum(m.weight.numel() for name, m in linear.items() if blocks in name),
+        in_blocks=sum(m.weight.numel() for name, m in linear.items() if re.search(blocks, name)),
         trained=trained,
         adapters=lora is not None,
         layers=layers,
@@ -136,4 +144,13 @@ def sizes_of(
         element=element,
         recomputed=recomputed,
         source=source,
+        beside=beside,
+        widths=widths,
     )
+
+
+def numbered_prompts(count: int) -> tuple[Prompts, Prompts]:
+    """Rows of `count` prompts and of none, for `ModelSection.planned_prompts`; one id each tells them apart."""
+    ids = torch.arange(count + 1)[:, None]
+    prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool))
+    return prompts.rows(slice(count)), prompts.rows(slice(count, count + 1))

@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from htgrpo_ext.errors import UserError, one_line
+
+AnyTokenizer = PreTrainedTokenizerFast | CLIPTokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -22,14 +24,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise UserError(f"{folder}: no tokenizer can be loaded ({one_line(error)})") from None
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+def token_ids(tokenizer: AnyTokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text, as the tokenizer gives them."""
-    encoded: Any = tokenizer(list(texts))
+    encoded: Any = tokenizer(list(texts), verbose=False)  # its own warning about length comes before ours
     return encoded["input_ids"]
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: AnyTokenizer,
     texts: Sequence[str],
     before: str = "",
     after: str = "",

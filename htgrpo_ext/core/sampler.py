@@ -139,7 +139,13 @@ def _most_confident(confidence_BN: Tensor, masked_BN: Tensor, stay_B: Tensor) ->
 
 
 def _by_confidence(
-    draw: Draw, uniform: Uniform, shape: tuple[int, int], temperatures: list[float], last_waits: bool, device
+    draw: Draw,
+    uniform: Uniform,
+    shape: tuple[int, int],
+    temperatures: list[float],
+    last_waits: bool,
+    device,
+    masked_share: Callable[[float], float] = cosine_masked_share,
 ) -> Rollout:
     """MaskGIT's loop: draw every masked token, keep the most confident, leave the others masked.
 
@@ -160,7 +166,7 @@ def _by_confidence(
         if step < steps - 1:
             confidence_BN = prob_BN.clamp(min=TINY).log() + temperatures[step] * gumbel(rank_noise_BN)
             fewer_B = masked_BN.sum(-1) - 1
-            stay_B = torch.full_like(fewer_B, int(shape[1] * cosine_masked_share((step + 1) / steps)))
+            stay_B = torch.full_like(fewer_B, int(shape[1] * masked_share((step + 1) / steps)))
             stay_B = stay_B.minimum(fewer_B).clamp(min=1) if last_waits else stay_B.clamp(min=1).minimum(fewer_B)
             finished_BN = _most_confident(confidence_BN, masked_BN, stay_B)
         rollout = _unmask(rollout, step, finished_BN, code_BN, entropy_BN)
@@ -194,4 +200,27 @@ def maskgit_constant(
     return _by_confidence(draw, uniform, shape, [temperature] * steps, last_waits=False, device=device)
 
 
-SAMPLERS = {"emerge": emerge, "maskgit": maskgit, "maskgit-constant": maskgit_constant}
+def _float32_masked_share(time: float) -> float:
+    """`cosine_masked_share` in float32, as AmusedScheduler computes it: just below 1/2 at two thirds of the steps."""
+    return torch.cos(torch.tensor(time, dtype=torch.float32) * math.pi / 2).item()
+
+
+@torch.no_grad()
+def maskgit_amused(
+    draw: Draw, uniform: Uniform, shape: tuple[int, int], steps: int, temperature: float = 2.0, device="cpu"
+) -> Rollout:
+    """MaskGIT's sampler as diffusers' AmusedScheduler runs it.
+
+    The temperature of the confidence noise falls in a straight line from `temperature` to 0, which the last step has.
+    """
+    temperatures = [temperature * (1 - step / max(steps - 1, 1)) for step in range(steps)]
+    share = _float32_masked_share
+    return _by_confidence(draw, uniform, shape, temperatures, last_waits=True, device=device, masked_share=share)
+
+
+SAMPLERS = {
+    "emerge": emerge,
+    "maskgit": maskgit,
+    "maskgit-constant": maskgit_constant,
+    "maskgit-amused": maskgit_amused,
+}

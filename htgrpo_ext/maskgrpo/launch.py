@@ -245,6 +245,8 @@ def start(settings: RunSettings, resume: bool = False) -> MaskGRPOLoop:
 
     Raises UserError as `make_loop` does, and for a folder that holds a run (without `resume`).
     """
+    if why := settings.model.not_in_maskgrpo:
+        raise UserError(f"{settings.model.name} cannot be trained by LOOP=upstream: {why}; use LOOP=native")
     require_upstream()
     settings = without_held_out(settings)
     found = checkpoints_of(settings)

@@ -10,7 +10,7 @@ from htgrpo_ext.section import NonNegative, Rows, Section, Seed, Tokens
 class Sampling(Section):
     """How tokens are drawn."""
 
-    sampler: Literal["emerge", "maskgit", "maskgit-constant"]
+    sampler: Literal["emerge", "maskgit", "maskgit-constant", "maskgit-amused"]
     steps: Tokens
     guidance: NonNegative
     temperature: NonNegative

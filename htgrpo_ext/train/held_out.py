@@ -25,7 +25,6 @@ from htgrpo_ext.files import replace_folder
 from htgrpo_ext.pixels import to_levels
 from htgrpo_ext.rewards.mix import Scores
 from htgrpo_ext.rollouts.generate import generate
-from htgrpo_ext.train.checkpoint import save_weights
 from htgrpo_ext.train.folder import BEST
 from htgrpo_ext.train.guard import everywhere
 from htgrpo_ext.train.log import finite_or_none
@@ -114,7 +113,7 @@ def _keep_best(run: Run, backbone: Backbone, record: Mapping) -> None:
         return
     partial = folder.with_name(f".{BEST}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save_weights(backbone.model, partial)
+    backbone.save(partial)
     (partial / about.name).write_text(json.dumps(numbers) + "\n")
     replace_folder(partial, folder)
 

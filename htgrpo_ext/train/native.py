@@ -28,7 +28,7 @@ from htgrpo_ext.errors import Stopped, UserError
 from htgrpo_ext.rewards.mix import Pending
 from htgrpo_ext.rollouts.generate import generate, mean_entropy
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.train.checkpoint import complete_checkpoints, read_checkpoint, restore, save_checkpoint, save_weights
+from htgrpo_ext.train.checkpoint import complete_checkpoints, read_checkpoint, restore, save_checkpoint
 from htgrpo_ext.train.folder import newest_checkpoint, open_folder
 from htgrpo_ext.train.guard import WeightsLost
 from htgrpo_ext.train.held_out import evaluate_held_out
@@ -83,7 +83,7 @@ class NativeLoop:
         return self.run.settings.folder / "checkpoints"
 
     def save_model(self, folder: Path) -> None:
-        save_weights(self.backbone.model, folder)
+        self.backbone.save(folder)
 
 
 def train_cycle(loop: NativeLoop, cycle: int) -> None:

@@ -11,7 +11,7 @@ from htgrpo_ext.backbones.sizes import FLOAT, Sizes
 from htgrpo_ext.config import near
 from htgrpo_ext.core.sampler import cosine_masked_share
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.workflow.plan import DEVICES, UTILISATION, Device, evaluation_seconds, plan, seconds
+from htgrpo_ext.workflow.plan import UTILISATION, Device, devices_for, evaluation_seconds, plan, seconds
 from htgrpo_ext.workflow.stages import Generate, Score, Stage, Train
 
 KEPT = 7  # copies of what is trained in a run's folder: two checkpoints with AdamW's two moments each, and the model
@@ -51,9 +51,9 @@ def print_cost(stages: Sequence[Stage], console: Console) -> None:
     sets = [stage for stage in stages if isinstance(stage, Generate)]
     scores = [stage for stage in stages if isinstance(stage, Score)]
     settings = trains[0].run.settings
-    sizes, on_accelerators = settings.model.sizes(), settings.model.on_accelerators
+    sizes = settings.model.sizes()
     images = sum(stage.images for stage in sets)
-    devices = [d for d in DEVICES if on_accelerators and not settings.problems(d.processes)]
+    devices = devices_for(settings)
     costs = Table(title="what it costs, estimated", title_justify="left", box=box.SIMPLE_HEAD)
     costs.add_column("")
     for heading in (*(f"GPU hours, {d.name}" for d in devices), "disk"):

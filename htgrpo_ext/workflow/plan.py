@@ -35,7 +35,7 @@ STUB_CODES = 32  # the stub's codebook: enough that two rollouts hardly ever sho
 
 
 class Device(NamedTuple):
-    """Accelerators of one kind, one process each; `flops` is the maker's figure for dense bfloat16, per second."""
+    """Devices of one kind, one process each; `flops` is the maker's figure for dense bfloat16, per second."""
 
     name: str
     processes: int
@@ -44,7 +44,13 @@ class Device(NamedTuple):
 
 
 UTILISATION = 0.4  # share of that figure that a forward reaches. Assumed, never measured here
-DEVICES = (Device("8 x A100-80G", 8, 80 * 10**9, 312e12), Device("1 x H200", 1, 141 * 10**9, 989e12))
+DEVICES = (
+    Device("8 x A100-80G", 8, 80 * 10**9, 312e12),
+    Device("1 x H200", 1, 141 * 10**9, 989e12),
+    Device("1 x A100-80G", 1, 80 * 10**9, 312e12),
+    Device("1 x RTX 4090", 1, 24 * 10**9, 165e12),
+    Device("8 CPU cores", 1, 32 * 10**9, 0.77e12),  # float32: two AVX2 units that multiply and add, at 3 GHz
+)
 
 
 class PlannedUpdate(NamedTuple):
@@ -212,10 +218,18 @@ def _planned(settings: RunSettings, updates: list[Update]) -> list[PlannedUpdate
     return planned
 
 
+def devices_for(settings: RunSettings) -> list[Device]:
+    """The devices that a run is planned on: those of its model whose processes divide the batch."""
+    if not settings.model.on_accelerators:
+        return []
+    named = {device.name: device for device in DEVICES}
+    return [named[name] for name in settings.model.planned_on if not settings.problems(named[name].processes)]
+
+
 def print_plan(settings: RunSettings) -> None:
     """Print a run's plan: updates, forwards, batches, memory; for models on accelerators also time, by device."""
     large = settings.model.on_accelerators
-    devices = [d for d in DEVICES if not settings.problems(d.processes)] if large else []
+    devices = devices_for(settings)
     by_device: dict[Device, Plan] = {}
     for device in devices:
         with _working(f"{settings.run_name}: simulating a cycle on {device.name}"):

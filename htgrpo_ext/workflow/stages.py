@@ -108,7 +108,7 @@ class Train(Stage):
         if self.run.state != "finished":
             return False
         cycles, wanted = read_summary(self.run.folder)["cycles"], self.run.settings.loop.cycles
-        if cycles != wanted or not any((self.run.folder / "model").glob("*.safetensors")):
+        if cycles != wanted or not any((self.run.folder / "model").rglob("*.safetensors")):
             raise UserError(
                 f"{self.run.folder}: not the model of {wanted} cycles that its summary.json speaks of; remove the run"
             )

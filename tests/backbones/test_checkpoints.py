@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from helpers.command import run
 from helpers.llada_checkpoints import write_config, write_weights
 from helpers.micro_runs import CONFIGS, tiny_checkpoint, tiny_overrides
-from htgrpo_ext.backbones.checkpoints import INDEX
 from htgrpo_ext.backbones.llada.transformer import check_llada, load_llada
 from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 from htgrpo_ext.backbones.micro.backbone import MicroBackbone
 from htgrpo_ext.backbones.mmada.backbone import MMaDABackbone
 from htgrpo_ext.errors import UserError
 
+INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00003.safetensors"
 
 

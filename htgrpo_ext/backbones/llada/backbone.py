@@ -5,7 +5,7 @@ A sequence is prompt | image block. The block's ids are the same for every image
 U rows, L prompt tokens, I block tokens, S = L + I, N image tokens, V codebook, M wanted positions.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -20,8 +20,6 @@ from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
-
-DECODED_AT_ONCE = 4  # images; a decoder's activations at full size are large
 
 
 class ImageBlock:
@@ -193,8 +191,3 @@ def check_config(config: LladaConfig, checkpoint: Path, mask_id: int, vocabulary
         wrong.append(f"{config.vocabulary_rows} vocabulary rows, but the image codes need {vocabulary_rows}")
     if wrong:
         raise UserError("\n".join(f"{checkpoint}/config.json: {line}" for line in wrong))
-
-
-def chunks(codes_BN: Tensor) -> Iterator[Tensor]:
-    """Codes of the images that the decoder takes at once."""
-    yield from codes_BN.split(DECODED_AT_ONCE)

@@ -93,10 +93,6 @@ class LladaModelSection(ModelSection):
         )
 
     def planned_prompts(self, count: int) -> "tuple[Prompts, Prompts]":
-        import torch
+        from htgrpo_ext.backbones.sizes import numbered_prompts
 
-        from htgrpo_ext.core.views import Prompts
-
-        ids = torch.arange(count + 1)[:, None]  # one id each is enough to tell prompts apart
-        prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool))
-        return prompts.rows(slice(count)), prompts.rows(slice(count, count + 1))
+        return numbered_prompts(count)

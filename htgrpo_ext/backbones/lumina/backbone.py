@@ -14,6 +14,7 @@ L prompt tokens, N = H*W image tokens, H rows of W.
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from htgrpo_ext.backbones.checkpoints import load_by_library
-from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
+from htgrpo_ext.backbones.decoding import load_vq_model, vq_pixels
+from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, left_padded
 from htgrpo_ext.backbones.lumina import PIXELS
 from htgrpo_ext.backbones.tokens import prompt_ids, token_ids
 from htgrpo_ext.core.views import Prompts
@@ -119,27 +120,12 @@ class LuminaBackbone(LladaBackbone):
     @cached_property
     def decoder(self) -> Any:
         """The VQ model, loaded at first use. Raises UserError if it, or diffusers, is missing."""
-        try:
-            from diffusers.models.autoencoders.vq_model import VQModel
-        except ImportError:
-            raise UserError("pixels are decoded by diffusers: pip install -c constraints.txt -e '.[lumina]'") from None
+        if find_spec("diffusers") is None:
+            raise UserError("pixels are decoded by diffusers: pip install -c constraints.txt -e '.[lumina]'")
         folder = self.vq_checkpoint
         if folder is None or not (folder / "vqvae" / "config.json").is_file():
             raise UserError(f"{folder}: no vqvae/ there, which decodes pixels (model.vq_checkpoint)")
-        options = dict(low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True)
-        model = load_by_library(lambda: VQModel.from_pretrained(folder / "vqvae", **options), folder / "vqvae")
-        if not model.config.lookup_from_codebook:
-            raise UserError(f"{folder}/vqvae/config.json: lookup_from_codebook is off, so codes cannot be decoded")
-        if (scale := 2 ** (len(model.config.block_out_channels) - 1)) != PIXELS:
-            raise UserError(f"{folder}/vqvae/config.json: a code has {scale} pixels a side, the layout {PIXELS}")
-        return model.to(self.device)
+        return load_vq_model(folder / "vqvae", PIXELS, self.codebook_size).to(self.device)
 
-    @torch.no_grad()
     def decode(self, codes_BN: Tensor) -> Tensor:
-        """Pixels of codes int64 [B, N]; the VQ model's output is clamped to [0, 1] and scaled to [-1, 1]."""
-        pixels = []
-        for codes_bN in chunks(codes_BN):
-            shape = (len(codes_bN), *self.grid, self.decoder.config.latent_channels)
-            grid_bHW = codes_bN.to(self.device).view(shape[:3])
-            pixels.append(self.decoder.decode(grid_bHW, force_not_quantize=True, shape=shape).sample)
-        return torch.cat(pixels).clamp(0, 1) * 2 - 1
+        return vq_pixels(self.decoder, codes_BN, self.grid)

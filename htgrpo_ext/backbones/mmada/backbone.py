@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from htgrpo_ext.backbones.checkpoints import load_by_library
-from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, chunks, left_padded
+from htgrpo_ext.backbones.decoding import chunks
+from htgrpo_ext.backbones.llada.backbone import ImageBlock, LladaBackbone, left_padded
 from htgrpo_ext.backbones.tokens import prompt_ids
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
