@@ -23,7 +23,7 @@ FREE_FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", MONOSPACED)
 FREE_SIZES = (16, 20)  # pixels
 MARGIN = 2  # pixels left and right: letters that touch the edge are misread
 FIXED_SIZE = 20  # a letter is then 12 pixels wide, three tokens
-FIXED_PLACE = (2, 1)  # pixels from the left and the top to the first letter's box
+FIXED_ROW = 1  # of tokens, the first with letters
 
 BACKGROUNDS = ("plain", "gradient", "stripes", "checks", "noise")
 CONTRAST = (120.0, 200.0)  # grey levels between letters and the mean background
@@ -57,19 +57,23 @@ def _pattern(rng: Random) -> NDArray[np.float32]:
     return pattern.astype(np.float32)
 
 
-def _ink(text: str, rng: Random, free: bool) -> NDArray[np.float32]:
+def _ink(text: str, rng: Random, free: float) -> NDArray[np.float32]:
     """How much of each pixel letters cover, [H, W] in [0, 1]."""
-    font, place = _font(MONOSPACED, FIXED_SIZE), FIXED_PLACE
+    font, column, row = _font(MONOSPACED, FIXED_SIZE), 0, FIXED_ROW
+
+    def chance() -> bool:
+        return free == 1 or rng.random() < free
+
     if free:
-        fonts = [_font(name, size) for name in FREE_FONTS for size in FREE_SIZES]
-        font = rng.choice([each for each in fonts if _box(text, each)[2] <= WIDTH - 2 * MARGIN])
-        left, _, width, _ = _box(text, font)
-        _, top, _, height = _box(LETTERS, font)  # so that the line of letters does not depend on the word
-        column = rng.randint(0, (WIDTH - 2 * MARGIN - width) // PATCH)
-        row = rng.randint(0, (HEIGHT - height) // PATCH)
-        place = MARGIN + PATCH * column - left, PATCH * row - top
+        if chance():
+            fonts = [_font(name, size) for name in FREE_FONTS for size in FREE_SIZES]
+            font = rng.choice([each for each in fonts if _box(text, each)[2] <= WIDTH - 2 * MARGIN])
+        column = rng.randint(0, int(free * (WIDTH - 2 * MARGIN - _box(text, font)[2])) // PATCH)
+        if chance():
+            row = rng.randint(0, (HEIGHT - _box(LETTERS, font)[3]) // PATCH)
+    left, top = _box(text, font)[0], _box(LETTERS, font)[1]  # the line of letters does not depend on the word
     ink = Image.new("L", (WIDTH, HEIGHT))
-    ImageDraw.Draw(ink).text(place, text, fill=255, font=font)
+    ImageDraw.Draw(ink).text((MARGIN + PATCH * column - left, PATCH * row - top), text, fill=255, font=font)
     return np.asarray(ink, np.float32) / np.float32(255)
 
 
@@ -79,8 +83,12 @@ def _box(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int, int, int]:
     return left, top, right - left, bottom - top
 
 
-def draw(text: str, rng: Random, free: bool) -> NDArray[np.uint8]:
-    """A picture [H, W] of a text of one to five lower-case letters. The same `rng` draws the same picture."""
+def draw(text: str, rng: Random, free: float) -> NDArray[np.uint8]:
+    """A picture [H, W] of a text of one to five lower-case letters. The same `rng` draws the same picture.
+
+    free  0 (False): the fixed difficulty. 1 (True): the free one. Between: another font and size with this chance,
+          another row with this chance, and a column among this share of the room
+    """
     ink, amplitude, contrast = _ink(text, rng, free), rng.uniform(*AMPLITUDE), rng.uniform(*CONTRAST)
     dark = rng.uniform(DARKEST, LIGHTEST - contrast)
     letters, behind = rng.choice(((dark, dark + contrast), (dark + contrast, dark)))

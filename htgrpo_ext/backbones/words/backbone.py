@@ -14,6 +14,7 @@ from htgrpo_ext.backbones.policy import prepare_policy
 from htgrpo_ext.backbones.words.model import WordsConfig, WordsModel
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
+from htgrpo_ext.pixels import from_levels
 from htgrpo_ext.words import tokenizer, world
 
 PAD, BEGIN, IMAGE_START = range(3)
@@ -115,5 +116,5 @@ class WordsBackbone(MicroBackbone):
         return self.on_device(encode_letters(texts))
 
     def decode(self, codes_BN: Tensor) -> Tensor:
-        grey_BHW = tokenizer.decode(codes_BN, self.codebook.float()) / 127.5 - 1
-        return grey_BHW[:, None].expand(-1, 3, -1, -1)
+        grey_BHW = tokenizer.decode(codes_BN, self.codebook)
+        return from_levels(grey_BHW)[:, None].expand(-1, 3, -1, -1)

@@ -42,6 +42,7 @@ class WordsConfig(MicroConfig):
             rope_base=rope_base,
             **kwargs,
         )
+        del self.grid  # the side of a square
         self.rows = rows
         self.columns = columns
 

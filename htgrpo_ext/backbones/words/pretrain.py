@@ -35,11 +35,11 @@ BATCH_SIZE = 64
 CODEBOOK_PICTURES = 4000  # half of each difficulty: both bases have the same codebook
 CODEBOOK_ITERATIONS = 20
 SIZE = 16_000_000  # bytes of a checkpoint, at most
-FIXED_FIRST = 250  # steps of a free base: it learns its letters at one place, and then to find the place
-WARMUP, FULL = 50, 400  # steps to the peak learning rate, and to the end of it
+FIXED_UNTIL, FREE_FROM = 250, 1750  # steps of a free base: it learns its letters at one place, then to find the place
+WARMUP, FULL = 50, 800  # steps to the peak learning rate, and to the end of it
 
 
-def training_pictures(rng: Random, free: bool, count: int) -> tuple[list[str], Tensor]:
+def training_pictures(rng: Random, free: float, count: int) -> tuple[list[str], Tensor]:
     """Captions and pictures uint8 [count, H, W]."""
     texts = world.training_texts(rng)
     chosen = [next(texts) for _ in range(count)]
@@ -87,6 +87,11 @@ def fresh_model(seed: int, codebook_VD: Tensor) -> WordsModel:
     return model
 
 
+def freedom(step: int) -> float:
+    """How free the pictures are that a free base is trained on; see `draw`."""
+    return min(max(step - FIXED_UNTIL, 0) / (FREE_FROM - FIXED_UNTIL), 1.0)
+
+
 def rate_factor(step: int) -> float:
     """Share of the peak learning rate: linear warm-up, the peak, then down with the root of the step."""
     return min((step + 1) / WARMUP, 1.0, math.sqrt(FULL / (step + 1)))
@@ -123,7 +128,7 @@ def train(model: WordsModel, seed: int, steps: int, free: bool) -> Iterator[tupl
     noise = derived_generator(seed, "masks")
     running = math.log(world.CODEBOOK_SIZE)
     for step in range(steps):
-        captions, pictures_BHW = training_pictures(rng, free and step >= FIXED_FIRST, BATCH_SIZE)
+        captions, pictures_BHW = training_pictures(rng, freedom(step) if free else 0, BATCH_SIZE)
         codes_BN = tokenizer.encode(pictures_BHW, model.codebook)
         ratios = [cosine_masked_share(u) for u in torch.rand(BATCH_SIZE, generator=noise).tolist()]
         masked_BN = torch.rand(codes_BN.shape, generator=noise) < torch.tensor(ratios)[:, None]
