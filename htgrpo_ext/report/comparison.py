@@ -29,6 +29,7 @@ INTERVALS = (
     "task, the same prompts for all seeds; the spread of the seeds is added as Student's t. A task's ± is half its "
     "interval's width."
 )
+BESIDE = "Means over seeds, with intervals as of the scores. No score counts these numbers."
 FORWARDS = "Forwards are rows through the model a cycle; seconds are means over seeds of a whole run."
 KINDS = ("rollout", "old", "reference", "new")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#8c564b")
@@ -52,7 +53,7 @@ def write_comparison(folders: Sequence[Path], out: Path, console: Console) -> di
     columns = (*benchmark.task_names, "overall")
     result = {
         "runs": [read_summary(folder) for folder in folders],
-        "base": _base(folders[0]),
+        "base": _base(folders[0], benchmark),
         "methods": methods,
         "intervals": INTERVALS,
         "paper": {
@@ -65,13 +66,18 @@ def write_comparison(folders: Sequence[Path], out: Path, console: Console) -> di
     write_atomically(out / "compare.json", json.dumps(result, indent=2) + "\n")
     scores, cost = _score_rows(result, benchmark), _cost_rows(result)
     together = Grid(benchmark.title, [[*row, *rest[1:]] for row, rest in zip(scores, cost, strict=True)])
-    words, tables = f"{INTERVALS} {FORWARDS}", terminal(together, console.width)
+    words, tables = " ".join([INTERVALS, FORWARDS, *_lacking(result)]), terminal(together, console.width)
     apart = [Grid(benchmark.title, scores), Grid("Cost", cost)]
     if len(tables) > 1:  # too narrow a terminal for scores beside cost
         tables = [table for grid in apart for table in terminal(grid, console.width)]
     text = f"# {benchmark.title}\n\n{markdown(together)}\n\n{words}\n\n"
     _draw(grouped, result, benchmark.title, out / "compare.png")
     parts = [Part(benchmark.title, "", apart, figure=(out / "compare.png").read_bytes())]
+    if benchmark.measures:
+        beside = Grid("Beside the scores", _measure_rows(result, benchmark))
+        text += f"# {beside.title}\n\n{markdown(beside)}\n\n{BESIDE}\n\n"
+        tables += terminal(beside, console.width)
+        parts.append(Part(beside.title, BESIDE, [beside]))
     if benchmark.published:
         paper = Grid(benchmark.published.title, _published_rows(result, benchmark))
         text += f"# {paper.title}\n\n{markdown(paper)}\n\n{benchmark.published.note}\n\n"
@@ -95,7 +101,8 @@ def _over_seeds(folders: Sequence[Path], benchmark: Benchmark) -> dict:
     """One method's runs, one per seed."""
     summaries = [read_summary(folder) for folder in folders]
     prompts, resampling = read_prompts(folders[0]), benchmark.model_copy(update={"seed": summaries[0]["seed"]})
-    trained_SQI = np.stack([read_scored(folder, "trained").correct_QI for folder in folders]).astype(float)
+    trained = [read_scored(folder, "trained") for folder in folders]
+    trained_SQI = np.stack([scored.correct_QI for scored in trained]).astype(float)
     base_SQI = np.stack([read_scored(folder, "base").correct_QI for folder in folders])
     scores, gain = (resampling.summarise(prompts, values) for values in (trained_SQI, trained_SQI - base_SQI))
     forwards = {kind: mean(s["forwards"].get(kind, 0) / max(1, s["cycles"]) for s in summaries) for kind in KINDS}
@@ -114,7 +121,21 @@ def _over_seeds(folders: Sequence[Path], benchmark: Benchmark) -> dict:
             "score_and_update": mean(part.get("score", 0.0) + part.get("update", 0.0) for part in spent),
             "total": mean(sum(part.values()) for part in spent),
         },
+        **_measured(trained, prompts, resampling),
     }
+
+
+def _measured(runs: Sequence[Scored], prompts: list[dict], benchmark: Benchmark) -> dict:
+    """What the benchmark measured beside its scores, summed up like these, or why it is lacking; {} if it has none."""
+    found = {}
+    for name in benchmark.measures:
+        values = [scored.measures.get(name, "not measured") for scored in runs]
+        if why := next((each for each in values if isinstance(each, str)), None):
+            found[name] = {"lacking": why}
+        else:
+            overall = benchmark.summarise(prompts, np.stack(values))["overall"]
+            found[name] = {"mean": overall["score"], "interval": [overall["low"], overall["high"]]}
+    return {"measures": found} if found else {}
 
 
 def _spread(estimate: dict, of_seeds: list[float]) -> dict:
@@ -122,12 +143,13 @@ def _spread(estimate: dict, of_seeds: list[float]) -> dict:
     return {"mean": mean(of_seeds), "median": median(of_seeds), "interval": interval, "of_seeds": of_seeds}
 
 
-def _base(folder: Path) -> dict:
+def _base(folder: Path, benchmark: Benchmark) -> dict:
     """The base model's scores; every run starts from it and evaluates it with the same noise."""
     base = read_summary(folder)["base"]
     return {
         "overall": {"mean": base["overall"], "interval": base["interval"]},
         "tasks": {t: {"mean": s["score"], "interval": s["interval"]} for t, s in base["tasks"].items()},
+        **_measured([read_scored(folder, "base")], read_prompts(folder), benchmark),
     }
 
 
@@ -146,6 +168,25 @@ def _score_rows(result: dict, benchmark: Benchmark) -> list[list[str]]:
         gain = short(numbers["gain"]["median"], "+") if "gain" in numbers else "–"
         rows.append([label, *cells, overall, gain])
     return rows
+
+
+def _measure_rows(result: dict, benchmark: Benchmark) -> list[list[str]]:
+    rows = [["method", *benchmark.measures.values()]]
+    for label, numbers in {"base": result["base"], **result["methods"]}.items():
+        cells = []
+        for name in benchmark.measures:
+            measured = numbers["measures"][name]
+            low, high = measured.get("interval", (0.0, 0.0))
+            cells.append("–" if "lacking" in measured else f"{measured['mean']:.3f} ±{(high - low) / 2:.3f}")
+        rows.append([label, *cells])
+    return rows
+
+
+def _lacking(result: dict) -> list[str]:
+    """Why measures are lacking, a sentence each."""
+    of_all = [numbers.get("measures", {}) for numbers in (result["base"], *result["methods"].values())]
+    reasons = (measured.get("lacking") for measures in of_all for measured in measures.values())
+    return [f"–: {reason}." for reason in dict.fromkeys(reasons) if reason]
 
 
 def _cost_rows(result: dict) -> list[list[str]]:

@@ -1,10 +1,12 @@
 """WordsEval: verdicts by RapidOCR, measures beside them, and what summary and report make of both."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from helpers.drawn_words import drawn
 from helpers.fabricated import fabricate, settings_of
@@ -12,6 +14,7 @@ from htgrpo_ext.benchmarks import tesseract
 from htgrpo_ext.benchmarks.base import Verdict
 from htgrpo_ext.benchmarks.words import WordsEval
 from htgrpo_ext.pixels import from_levels
+from htgrpo_ext.report.comparison import write_comparison
 from htgrpo_ext.report.page import write_report
 from htgrpo_ext.report.summary import measure_lines, write_summary
 from htgrpo_ext.words.world import split_prompts
@@ -114,6 +117,18 @@ def test_summary_and_report_show_measures_and_what_is_lacking(run):
     assert "  brightness, 0 to 1: 0.344 → 0.594" in lines and "  exact, Tesseract: no such command" in lines
     page = write_report(run.folder).read_text()
     assert "Beside the scores" in page and "no such command" in page and "+0.250" in page
+
+
+def test_a_comparison_has_the_measures_of_base_and_methods(run, tmp_path):
+    write_summary(run.folder, run, 0, {})
+    result = write_comparison([run.folder], tmp_path / "compare", Console(width=200, file=io.StringIO()))
+    base, trained = result["base"]["measures"], result["methods"]["htgrpo"]["measures"]
+    assert base["edges"]["mean"] == pytest.approx(5.5 / 16)
+    assert trained["edges"]["mean"] == pytest.approx(5.5 / 16 + 0.25)
+    assert base["tesseract_exact"]["mean"] == pytest.approx(5.5 / 16)
+    assert trained["tesseract_exact"] == {"lacking": "no such command"}
+    text = (tmp_path / "compare/compare.md").read_text()
+    assert "# Beside the scores" in text and "–: no such command." in text and "0.594 ±" in text
 
 
 def test_a_benchmark_without_measures_has_none_in_its_summary(tmp_path):

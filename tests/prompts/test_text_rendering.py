@@ -83,7 +83,8 @@ def sources(text: str) -> PromptSources:
 
 
 def test_a_run_without_a_file_trains_on_our_own():
-    prompts = [prompt for cycle in range(50) for prompt in sources("[{format: text-rendering}]").cycle(cycle)]
+    given = sources("[{format: text-rendering}]")
+    prompts = [prompt for cycle in range(50) for prompt in given.cycle(cycle)]
     assert len({prompt["prompt"] for prompt in prompts}) == 200
     assert not words(prompts) & words(text_rendering.text_prompts(3000, 0, "held-out"))
 
