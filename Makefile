@@ -61,7 +61,7 @@ METHODS_KNOWN := $(call known,method)
 check = $(if $(filter-out $(call known,$(2)),$($(1))),$(error unknown $(1) `$(filter-out \
 	$(call known,$(2)),$($(1)))` (one of: $(call known,$(2)))))
 
-ifneq ($(filter train plan compare ablate reproduce,$(MAKECMDGOALS)),)
+ifneq ($(filter train plan diagnose compare ablate reproduce,$(MAKECMDGOALS)),)
 $(call check,MODEL,model)
 $(call check,METHOD,method)
 $(call check,METHODS,method)
@@ -111,7 +111,7 @@ comma := ,
 listed = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 yes = $(filter-out 0 no false,$(1))
 
-.PHONY: help setup train plan compare ablate reproduce eval-images eval-score test lint pretrain-micro clean \
+.PHONY: help setup train plan diagnose compare ablate reproduce eval-images eval-score test lint pretrain-micro clean \
 	upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied setup-upstream setup-clip \
 	test-upstream bench bench-rewards
 
@@ -170,6 +170,13 @@ train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## T
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
+
+# The command has defaults of its own for what is not named. PROMPTS is a number here.
+diagnose: $(READY)  ## Compare each method's gradient with the exact one, before training: MODEL, CHECKPOINT, METHODS, PROMPTS, ADAPTER, REWARD, OUT, SET
+	@$(BIN)/htgrpo diagnose $(MODEL_FILES) $(SETS) \
+		$(if $(filter file,$(origin METHODS)),,--methods '$(call listed,$(METHODS))') \
+		$(if $(PROMPTS),--prompts '$(PROMPTS)') $(if $(ADAPTER),--adapter '$(ADAPTER)') \
+		--out '$(if $(filter file,$(origin OUT)),runs/diagnose-$(MODEL),$(OUT))'
 
 compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; or RUNS="a b", BASELINE, OUT: scored images
 ifneq ($(strip $(RUNS)),)
