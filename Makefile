@@ -68,7 +68,7 @@ METHODS_KNOWN := $(call known,method)
 check = $(if $(filter-out $(call known,$(2)),$($(1))),$(error unknown $(1) `$(filter-out \
 	$(call known,$(2)),$($(1)))` (one of: $(call known,$(2)))))
 
-ifneq ($(filter train plan compare ablate reproduce,$(MAKECMDGOALS)),)
+ifneq ($(filter train plan diagnose compare ablate reproduce,$(MAKECMDGOALS)),)
 $(call check,MODEL,model)
 $(call check,METHOD,method)
 $(call check,METHODS,method)
@@ -178,6 +178,13 @@ train: $(if $(filter upstream,$(LOOP)),applied $(READY_UPSTREAM),$(READY))  ## T
 
 plan: $(READY)  ## Show what `make train` would do, with the same variables
 	@$(BIN)/htgrpo plan $(FILES) --set seed=$(SEED) $(SETS)
+
+# The command has defaults of its own for what is not named. PROMPTS is a number here.
+diagnose: $(READY)  ## Compare each method's gradient with the exact one, before training: MODEL, CHECKPOINT, METHODS, PROMPTS, ADAPTER, REWARD, OUT, SET
+	@$(BIN)/htgrpo diagnose $(MODEL_FILES) $(SETS) \
+		$(if $(filter file,$(origin METHODS)),,--methods '$(call listed,$(METHODS))') \
+		$(if $(PROMPTS),--prompts '$(PROMPTS)') $(if $(ADAPTER),--adapter '$(ADAPTER)') \
+		--out '$(if $(filter file,$(origin OUT)),runs/diagnose-$(MODEL),$(OUT))'
 
 compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; TUNE=1, DRY=1: tuned ones; or RUNS="a b", BASELINE, OUT: scored images
 ifneq ($(call yes,$(TUNE)),)

@@ -63,9 +63,9 @@ def _by_rank(axes: Axes, found: dict) -> None:
         axes.plot(range(len(y)), y, style, marker="o", markersize=4, color=color, label=label)
     count = len(found["exact"]["by_rank"])
     axes.set_xticks(range(count), [span(found["tokens"], count, i) for i in range(count)])
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.05)
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.6)
     axes.set_xlabel("generation-order rank")
-    axes.legend(ncols=2)
+    axes.legend(ncols=3, loc="upper center")
     axes.set_title("Cosine of the gradients of tokens of equal ranks")
 
 
@@ -78,9 +78,9 @@ def _laws(axes: Axes, found: dict) -> None:
             [p[f"information_{kind}"] for p in parts], "s--", color=color, markersize=4, label=f"known of {source}"
         )
     _rank_axis(axes, found, len(parts))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
     axes.set_ylabel("nats a token")
-    axes.legend()
+    axes.legend(loc="upper left", ncols=2)
     axes.set_title(f"What decides a token: {found['laws']['all']['share']:.0%} of it is the prompt alone")
 
 
@@ -96,7 +96,7 @@ def _ratios(axes: Axes, found: dict) -> None:
     _rank_axis(axes, found, len(parts))
     axes.set_ylabel("nats")
     axes.legend(loc="lower left")
-    axes.set_title("Log ratio of a token's law, fully masked by own context")
+    axes.set_title("Log ratio of a drawn token's probability:\nfully masked by own context")
 
 
 def _rank_axis(axes: Axes, found: dict, count: int) -> None:

@@ -53,7 +53,7 @@ class Study:
     exact: SharedForward
     plain: SharedForward
     buckets: list[Tensor]
-    weights: list[Tensor]
+    weights: Sequence[Tensor]
     sketch: Sketch
 
     @property

@@ -84,9 +84,11 @@ def test_the_command_leaves_a_table_and_a_figure_and_overwrites_nothing(checkpoi
 def test_real_layouts_are_diagnosed_by_their_adapters(model, mmada_folder, lumina_folder, tmp_path, monkeypatch):
     """With guidance the sampler's law is not the one that methods score, so not even TraceGRPO's gradient is exact."""
     monkeypatch.setattr("htgrpo_ext.rewards.mix.load_scorer", lambda term, device: Brightness())
-    grey = lambda self, codes_BN: (codes_BN.view(-1, 1, 32, 32) / 4096.0 - 1).expand(-1, 3, -1, -1)  # noqa: E731
-    monkeypatch.setattr("htgrpo_ext.backbones.mmada.backbone.MMaDABackbone.decode", grey)
-    monkeypatch.setattr("htgrpo_ext.backbones.mmada.backbone.MMaDABackbone.prepare_decoder", lambda self: None)
+    mmada = "htgrpo_ext.backbones.mmada.backbone"
+    grey = lambda self, codes_BN: (codes_BN.view(-1, 1, 8, 8) / 4096.0 - 1).expand(-1, 3, -1, -1)  # noqa: E731
+    monkeypatch.setattr(f"{mmada}.NUM_IMAGE_TOKENS", 64)
+    monkeypatch.setattr(f"{mmada}.MMaDABackbone.decode", grey)
+    monkeypatch.setattr(f"{mmada}.MMaDABackbone.prepare_decoder", lambda self: None)
     folder = mmada_folder if model == "mmada" else lumina_folder
     sets = [*TINY, *LAYOUT[model], f"model.checkpoint={folder}", *settings_of(2)]
     sets += [f"model.vq_checkpoint={folder}"] if model == "mmada" else []
