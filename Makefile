@@ -2,10 +2,10 @@
 
 MODEL ?= micro
 METHOD ?= htgrpo
-# native: our own loop. upstream: MaskGRPO's with the patches, in which the real backbones are trained.
-LOOP ?= $(if $(filter micro,$(MODEL)),native,upstream)
+# native: our own loop. upstream: MaskGRPO's with the patches, in which the 8B models are trained.
+LOOP ?= $(if $(filter micro amused,$(MODEL)),native,upstream)
 # A file of configs/accelerate for `accelerate launch`, or none: one process.
-LAUNCH ?= $(if $(filter micro,$(MODEL)),none,zero2)
+LAUNCH ?= $(if $(filter micro amused,$(MODEL)),none,zero2)
 CHECKPOINT ?=
 UPSTREAM_URL ?=
 TO ?=
@@ -18,7 +18,8 @@ SET ?=
 RESUME ?=
 SEEDS ?= 3
 METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
-JOBS ?= 2
+# One GPU has room for one run of aMUSEd.
+JOBS ?= $(if $(filter amused,$(MODEL)),1,2)
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
 CYCLES ?= $(if $(filter micro,$(MODEL)),10)
 # Which of the paper's ablations, 1 to 5.
