@@ -2,12 +2,12 @@
 
 MODEL ?= micro
 METHOD ?= htgrpo
-# The models that a laptop trains.
+# The models that a laptop trains; aMUSEd trains in our own loop too.
 SMALL := micro words words-free
-# native: our own loop. upstream: MaskGRPO's with the patches, in which the real backbones are trained.
-LOOP ?= $(if $(filter $(SMALL),$(MODEL)),native,upstream)
+# native: our own loop. upstream: MaskGRPO's with the patches, in which the 8B models are trained.
+LOOP ?= $(if $(filter $(SMALL) amused,$(MODEL)),native,upstream)
 # A file of configs/accelerate for `accelerate launch`, or none: one process.
-LAUNCH ?= $(if $(filter $(SMALL),$(MODEL)),none,zero2)
+LAUNCH ?= $(if $(filter $(SMALL) amused,$(MODEL)),none,zero2)
 CHECKPOINT ?=
 UPSTREAM_URL ?=
 TO ?=
@@ -20,7 +20,8 @@ SET ?=
 RESUME ?=
 SEEDS ?= 3
 METHODS ?= htgrpo maskgrpo maskgrpo-fixed unigrpo d1 tracegrpo agrpo
-JOBS ?= 2
+# One GPU has room for one run of aMUSEd.
+JOBS ?= $(if $(filter amused,$(MODEL)),1,2)
 # Of a comparison: a quarter of a single run's, because a cycle of a baseline takes up to twenty times as long.
 CYCLES ?= $(if $(filter $(SMALL),$(MODEL)),10)
 # 1: a comparison tunes each method first, as configs/comparison says.

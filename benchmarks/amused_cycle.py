@@ -95,12 +95,15 @@ def measure(checkpoint: Path, tuning: str, out: Path) -> dict:
     sets.append(f"prompts=[{{format: text, path: {out / 'prompts.txt'}}}]")
     settings = load_settings([ROOT / "configs/model/amused.yaml", ROOT / "configs/method/htgrpo.yaml"], sets)
     planned, speed = plan(settings), matmul_flops()
+    planned_bytes = planned.memory | {"peak": planned.peak_memory()}
     before = resident("VmRSS")
     loop = start(settings, "native", False)
     loop.backbone.prepare_decoder()
     loaded = resident("VmRSS") - before
     forget_peak()
+    cpu = time.process_time()
     loop.train()
+    cpu = time.process_time() - cpu
     peak = resident("VmHWM") - before
     lines = map(json.loads, (out / "run/metrics.jsonl").read_text().splitlines())
     took = next(line["seconds"] for line in lines if line["kind"] == "cycle")
@@ -112,11 +115,11 @@ def measure(checkpoint: Path, tuning: str, out: Path) -> dict:
         "rows": planned.rows,
         "tflop_a_row": planned.sizes.row_flops() / 1e12,
         "seconds": took,
+        "cpu_seconds": cpu,  # of all threads: on a busy machine seconds say less
         "planned_seconds": expected,
         "loaded_gb": loaded / 1e9,
         "peak_gb": peak / 1e9,
-        "planned_gb": {part: size / 1e9 for part, size in planned.memory.items()}
-        | {"peak": planned.peak_memory() / 1e9},
+        "planned_gb": {part: size / 1e9 for part, size in planned_bytes.items()},
     }
 
 

@@ -156,7 +156,7 @@ def roll_out(
             f"none of the {2 * P} groups of {G} rollouts has a spread of rewards, so every gradient is zero; "
             "give more --prompts, or another reward"
         )
-    rank_BN = generation_rank(rollout.unmask_step_BN)
+    rank_BN = generation_rank(rollout.unmask_step_BN, settings.method.ties)
     batch = RolloutBatch(
         rollout.unmask_step_BN,
         rank_BN,

@@ -82,7 +82,7 @@ def exact_gradient(model, trajectories, advantage_B, guidance):
     codes_BN = torch.tensor([codes for codes, _ in trajectories])
     steps_BN = torch.tensor([steps for _, steps in trajectories], dtype=torch.int16)
     rows = prompts(PROMPT, len(trajectories))
-    batch = RolloutBatch(steps_BN, generation_rank(steps_BN), rows.words_BL, 1)
+    batch = RolloutBatch(steps_BN, generation_rank(steps_BN, "raster"), rows.words_BL, 1)
     draws = Draws(0, "toy", range(len(trajectories)), 1)
     [update] = METHODS["tracegrpo"](name="tracegrpo").updates(batch, draws, 1)
     forward = SharedForward(guided_logits(model.image_logits, prompts(NOBODY), guidance), MASK_ID, 16)

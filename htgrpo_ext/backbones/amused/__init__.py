@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from htgrpo_ext.backbones.settings import ModelSection
+from htgrpo_ext.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +61,14 @@ class Amused(ModelSection):
             if not (self.checkpoint / part).exists()
         ]
 
+    @staticmethod
+    def require_diffusers() -> None:
+        """Raises UserError if diffusers, which has the model's classes, is missing."""
+        if find_spec("diffusers") is None:
+            raise UserError("aMUSEd is a model of diffusers: pip install -c constraints.txt -e '.[amused]'")
+
     def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "AmusedBackbone":
+        self.require_diffusers()
         import torch
 
         from htgrpo_ext.backbones.amused.backbone import AmusedBackbone
@@ -78,6 +87,7 @@ class Amused(ModelSection):
         )
 
     def prompt_encoder(self) -> "Callable[[Sequence[str]], Prompts]":
+        self.require_diffusers()
         from htgrpo_ext.backbones.amused.checkpoint import load_tokenizer, read_folder
         from htgrpo_ext.backbones.amused.texts import encode
 
@@ -85,6 +95,7 @@ class Amused(ModelSection):
         return partial(encode, load_tokenizer(self.checkpoint))
 
     def sizes(self) -> "Sizes":
+        self.require_diffusers()
         import torch
         from diffusers.models.unets.uvit_2d import UVit2DModel
 
@@ -108,7 +119,7 @@ class Amused(ModelSection):
             recomputed=self.activation_checkpointing,
             source=None if there else f"{self.checkpoint} is not there: the published model's sizes",
             blocks=PER_POSITION,
-            widths=24,
+            widths=18,  # counted: autograd keeps 13 to 22, by type and tuning
             beside=frozen_bytes(there, element),
         )
 
