@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def test_a_hidden_wait_changes_the_count(device, checkpoint, tmp_path, monkeypat
     assert total(waits, "read") == WAITS["htgrpo"][0] + 4
 
 
+def test_a_prompt_that_stays_on_the_cpu_stops_the_run(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("htgrpo_ext.backbones.policy.Policy.on_device", lambda self, prompts: prompts)
+    with pytest.raises(RuntimeError, match="same device"):
+        one_cycle("htgrpo", checkpoint, tmp_path)
+
+
 def test_adapters_give_the_numbers_of_the_cpu(on, checkpoint, tmp_path):
     logged, _ = one_cycle("htgrpo", checkpoint, tmp_path / "there", *LORA)
     on("cpu")
@@ -106,15 +113,20 @@ def test_a_run_resumes_there_from_a_checkpoint_that_names_no_device(more, checkp
     assert len(whole) == 4 and records(tmp_path / "run", "update") == whole
 
 
-def test_a_whole_run_is_evaluated_reported_sampled_from_and_painted_with(on, checkpoint, tmp_path):
+def test_a_whole_run_is_evaluated_reported_sampled_from_and_painted_with(device, on, checkpoint, tmp_path):
     """`htgrpo train`, `sample` and `eval generate`: the pictures are those of the CPU."""
     train(tiny_settings("htgrpo", checkpoint, tmp_path / "run", "eval.every=1"))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["base"] is not None and (tmp_path / "run/report.html").exists()
     trained = tiny_settings("htgrpo", tmp_path / "run/model", tmp_path, "sampling.steps=2")
     for place in ("there", "here"):
-        (picture,) = sample(trained, ["a red star in the snow"], 1, 0, tmp_path / place, trace=True)
-        generate_set(trained, "microeval", tmp_path / place / "set", limit=1)
+        for paint in (
+            partial(sample, trained, ["a red star in the snow"], 1, 0, tmp_path / place, trace=True),
+            partial(generate_set, trained, "microeval", tmp_path / place / "set", limit=1),
+        ):
+            with counted() as waits:
+                paint()
+            assert bool(waits) == (place == "there" and device == NAME)
         on("cpu")
     there, here = ({p.name: p.read_bytes() for p in (tmp_path / at).rglob("*.png")} for at in ("there", "here"))
     assert len(there) > 3 and there == here

@@ -28,6 +28,8 @@ MIXED = {
     "a sum in place, the other way": lambda x: HERE.clone().add_(x),
     "a choice": lambda x: torch.where(MASK, x, 0.0),
     "a concatenation": lambda x: torch.cat([x, HERE]),
+    "a stack of numbers": lambda x: torch.stack([x.sum(), HERE.sum()]),
+    "a number in place": lambda x: torch.zeros(()).add_(x.sum()),
     "an index": lambda x: x[MASK],
     "a linear map": lambda x: nn.Linear(3, 1)(x),
     "an embedding": lambda x: nn.functional.embedding(x.long(), HERE),

@@ -23,6 +23,7 @@ PACKAGE = "htgrpo_ext"
 aten = torch.ops.aten
 
 COPIES = (aten.copy_.default, aten._to_copy.default)  # the operators that may see both devices
+JOINS = (aten.stack.default, aten.cat.default)  # they take not even a number from the CPU
 # The host reads the answer, or must know how large it is.
 ANSWERS = (
     *(aten._local_scalar_dense.default, aten.equal.default),  # item(), bool(), int(), float(); torch.equal
@@ -126,7 +127,10 @@ def run(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     given: list = []
     mapped(given.append, [*args, *kwargs.values()])
     on_host = [value for value in given if isinstance(value, Tensor) and not isinstance(value, PretendTensor)]
-    if operator not in COPIES and any(tensor.dim() for tensor in on_host):
+    written = [argument for argument in operator._schema.arguments if argument.is_write]
+    out = None if not written else kwargs[written[0].name] if written[0].kwarg_only else args[0]
+    refused = any(tensor.dim() or tensor is out or operator in JOINS for tensor in on_host)
+    if refused and operator not in COPIES:
         raise RuntimeError(
             f"{operator}: expected all tensors to be on the same device, but found two devices, {NAME}:0 and cpu"
         )
@@ -136,13 +140,10 @@ def run(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if operator in ANSWERS or by_mask(operator, args):
         _wait("read", operator)
     to_host = "device" in kwargs and torch.device(kwargs["device"]).type == "cpu"
-    out = operator(*mapped(inner_of, args), **on_cpu({key: mapped(inner_of, value) for key, value in kwargs.items()}))
+    made = operator(*mapped(inner_of, args), **on_cpu({key: mapped(inner_of, value) for key, value in kwargs.items()}))
     if to_host:
-        return out
-    written = [argument for argument in operator._schema.arguments if argument.is_write]
-    if written and written[0].kwarg_only:
-        return kwargs[written[0].name]
-    return args[0] if written else mapped(on_device, out)
+        return made
+    return out if written else mapped(on_device, made)
 
 
 def copy(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor:
