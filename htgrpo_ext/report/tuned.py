@@ -5,13 +5,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.console import Console
 
 from htgrpo_ext.files import write_atomically
 from htgrpo_ext.report.comparison import COLORS
 from htgrpo_ext.report.curves import STYLE
 from htgrpo_ext.report.tables import Grid, half_width, markdown, short, terminal
-from htgrpo_ext.report.tuned_data import read_data, write_data
+from htgrpo_ext.report.tuned_data import read_data, short_rate, write_data
 from htgrpo_ext.report.tuned_scores import Scores
 
 TABLES, FIGURE = "tables.md", "scores.png"
@@ -61,11 +62,11 @@ def rule(data: dict) -> str:
     values = len(next(iter(plan["methods"].values()))["values"])
     return (
         f"Each method had {len(rates) + values} tuning runs of {plan['cycles']} cycles: the learning rates "
-        f"{', '.join(f'{rate:g}' for rate in rates)} at its default settings, then {values} other values of one "
-        f"setting at its best rate. They have training seed {tuning['seed']} and evaluation noise "
-        f"{tuning['eval_seed']}, which no run of the comparison has. Scores within {tuning['tie']:g} of the best tie "
-        f"with it; then the smallest rate, or the default value, is taken. The comparison has seeds "
-        f"{', '.join(map(str, plan['seeds']))}."
+        f"{', '.join(map(short_rate, rates))} at its default settings, then {values} other "
+        f"value{'s' if values > 1 else ''} of one setting at its best rate. They have training seed {tuning['seed']} "
+        f"and evaluation noise {tuning['eval_seed']}, which no run of the comparison has. Scores within "
+        f"{tuning['tie']:g} of the best tie with it; then the smallest rate, or the default value, is taken. The "
+        f"comparison has seeds {', '.join(map(str, plan['seeds']))}."
     )
 
 
@@ -74,7 +75,7 @@ def cautions(data: dict) -> list[str]:
     rates, found = data["plan"]["tuning"]["learning_rates"], []
     for end, words in ((min(rates), "smallest"), (max(rates), "largest")):
         if methods := [method for method, choice in data["choices"].items() if choice["rate"] == end]:
-            found.append(f"Chosen at an end of the grid, the {words} rate {end:g}: {', '.join(methods)}.")
+            found.append(f"Chosen at an end of the grid, the {words} rate {short_rate(end)}: {', '.join(methods)}.")
     if unlike := data["base_differs"]:
         found.append(f"The base model was judged otherwise than in the first run in {', '.join(unlike)}.")
     for name, run in data["runs"].items():
@@ -93,9 +94,9 @@ def tables(scores: Scores) -> list[Grid]:
     if parts["equal_seconds"]:
         made += [_equal_seconds(scores), _by_task(scores, "equal_seconds", "Equal seconds, by task")]
     if rows := scores.beside("variants"):
-        made.append(_beside(rows, "Variants at the tuned settings"))
+        made.append(_beside(scores, rows, "Variants at the tuned settings"))
     if rows := scores.beside("published"):
-        made.append(_beside(rows, "Published settings beside the tuned ones, at the tuned learning rate"))
+        made.append(_beside(scores, rows, "Published settings beside the tuned ones, at the tuned learning rate"))
     if parts["check"]:
         made.append(_check(scores))
     return made
@@ -112,7 +113,7 @@ def _grid(scores: Scores) -> Grid:
             setting = data["plan"]["methods"][method]["setting"]
             of_values = (f"{value}: {scores.overall(name):.3f}" for value, name in parts["values"][method].items())
             values = f"{setting.rpartition('.')[2]} {', '.join(of_values)}"
-            chosen = f"{data['choices'][method]['rate']:g}, {_own(data, method)}"
+            chosen = f"{short_rate(data['choices'][method]['rate'])}, {_own(data, method)}"
         rows.append([method, *cells, values, chosen])
     return Grid(f"Tuning, one run each: {scores.benchmark.title} overall", rows)
 
@@ -134,7 +135,7 @@ def _equal_rollouts(scores: Scores) -> Grid:
     for method, row in (found := scores.part("equal_rollouts")).items():
         names = data["parts"]["equal_rollouts"][method]
         scored = sum(data["runs"][name]["scored_rows_per_cycle"] for name in names) / len(names)
-        tuned = [f"{data['choices'][method]['rate']:g}", _own(data, method)]
+        tuned = [short_rate(data["choices"][method]["rate"]), _own(data, method)]
         rows.append([method, *tuned, *_cells(row), f"{scored:,.0f}", _seconds(row["seconds"])])
     first = next(iter(found.values()))
     return Grid(f"Equal rollouts: {first['cycles']} cycles, {first['rollouts']:,} rollouts a run", rows)
@@ -185,9 +186,16 @@ def _by_task(scores: Scores, part: str, title: str) -> Grid:
     return Grid(title, table)
 
 
-def _beside(rows: list[tuple[str, dict]], title: str) -> Grid:
+def _beside(scores: Scores, rows: list[tuple[str, dict]], title: str) -> Grid:
     heads = ["overall", "of each seed", "gain", "less the tuned row above", "beyond the noise"]
-    return Grid(title, [["method", *heads], *([name, *_cells(row)] for name, row in rows)])
+    methods, table = scores.data["plan"]["methods"], [["method", "settings", *heads]]
+    for name, row in rows:
+        method, _, tag = name.partition(", ")
+        of = methods[method]
+        given = (of["variants"] | {"published": of["published"]})[tag] if tag else {}
+        changed = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in given.items())
+        table.append([name, changed or _own(scores.data, method), *_cells(row)])
+    return Grid(title, table)
 
 
 def _check(scores: Scores) -> Grid:
@@ -208,27 +216,29 @@ def _draw(scores: Scores, path: Path) -> None:
     with matplotlib.rc_context({**STYLE, "font.size": 10}):
         figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=110)
         axes = figure.subplots(1, 2, sharey=True)
-        for one, key, words in zip(
-            axes, ("seconds", "rollouts"), ("seconds in scoring and updates", "rollouts"), strict=True
-        ):
+        for one, key in zip(axes, ("seconds", "rollouts"), strict=True):
+            one.set_xscale("log")
             _draw_against(one, parts, key)
-            one.set(xscale="log", xlabel=f"{words}, a run")
+            one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            one.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
+            one.xaxis.set_minor_formatter(NullFormatter())
             one.axhline(scores.base_row()["score"], color="#9aa3ad", linestyle=":", linewidth=1.5)
-        axes[0].set_ylabel(f"{scores.benchmark.title} overall")
+        axes[0].set(ylabel=f"{scores.benchmark.title} overall", xlabel="seconds in scoring and updates, a run")
+        axes[1].set(xlabel="rollouts, a run; equal ones are drawn side by side")
         axes[0].set_title("round: equal rollouts; square: equal seconds; dotted: base", fontsize=9.5)
         axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(path)
 
 
 def _draw_against(axes: Axes, parts: dict[str, dict[str, dict]], key: str) -> None:
-    for number, method in enumerate(parts["equal_rollouts"]):
+    methods = list(parts["equal_rollouts"])
+    for number, method in enumerate(methods):
         rows = [(mark, parts[part][method]) for part, mark in (("equal_rollouts", "o"), ("equal_seconds", "s"))
                 if method in parts[part] and parts[part][method][key]]  # fmt: skip
-        color = COLORS[number % len(COLORS)]
-        axes.plot(
-            [row[key] for _, row in rows], [row["overall"]["score"] for _, row in rows], color=color, label=method
-        )
-        for mark, row in rows:
+        color, aside = COLORS[number % len(COLORS)], 1.025 ** (number - (len(methods) - 1) / 2)
+        places = [row[key] * aside for _, row in rows]
+        axes.plot(places, [row["overall"]["score"] for _, row in rows], color=color, alpha=0.5, label=method)
+        for place, (mark, row) in zip(places, rows, strict=True):
             overall = row["overall"]
-            axes.plot([row[key]] * 2, [overall["low"], overall["high"]], color=color, linewidth=1.5, alpha=0.6)
-            axes.plot([row[key]], [overall["score"]], mark, color=color)
+            axes.plot([place] * 2, [overall["low"], overall["high"]], color=color, linewidth=1.5, alpha=0.6)
+            axes.plot([place], [overall["score"]], mark, color=color)

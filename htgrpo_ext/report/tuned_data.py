@@ -28,6 +28,12 @@ def median_seconds(of_runs: Sequence[Sequence[float]]) -> float:
     return median(seconds for of_run in of_runs for seconds in of_run)
 
 
+def short_rate(rate: float) -> str:
+    """0.0003 as 3e-4"""
+    digits, exponent = f"{rate:.6e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def base_of(eval_seed: int) -> str:
     """What the base model's verdicts under this noise are called, among those of the runs."""
     return f"base-e{eval_seed}"

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from htgrpo_ext.config import config_files, load_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.report.folder import read_metrics, read_summary
-from htgrpo_ext.report.tuned_data import gather, median_seconds
+from htgrpo_ext.report.tuned_data import gather, median_seconds, short_rate
 from htgrpo_ext.train.log import flatten
 from htgrpo_ext.workflow.compare import Planned, planned
-from htgrpo_ext.workflow.tuning import Comparison, Overrides, Value, best_rate, best_value, short_rate
+from htgrpo_ext.workflow.tuning import Comparison, Overrides, Value, best_rate, best_value
 
 
 class Stage(NamedTuple):

@@ -117,9 +117,3 @@ def best_rate(scores: Mapping[float, float], tie: float) -> float:
 def best_value(scores: Mapping[Value, float], default: Value, tie: float) -> Value:
     """The value to take: the default if it scores within `tie` of the best, else the best."""
     return default if default in _tied(scores, tie) else max(scores, key=lambda value: scores[value])
-
-
-def short_rate(rate: float) -> str:
-    """0.0003 as 3e-4"""
-    digits, exponent = f"{rate:.6e}".split("e")
-    return f"{float(digits):g}e{int(exponent)}"

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from helpers.paths import CONFIGS
 from htgrpo_ext.errors import UserError
-from htgrpo_ext.workflow.tuning import best_rate, best_value, read_comparison, short_rate
+from htgrpo_ext.report.tuned_data import short_rate
+from htgrpo_ext.workflow.tuning import best_rate, best_value, read_comparison
 
 MICRO = CONFIGS / "comparison/micro.yaml"
 
