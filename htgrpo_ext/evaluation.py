@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def evaluate(
     benchmark: Benchmark,
     backbone: Backbone,
     rollout: RolloutSettings,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     folder: Path,
     name: str,
     advance: Callable[[int], None],
