@@ -1,7 +1,8 @@
 """Measure rollouts on a CPU thread against those of an older commit: seconds, and memory over the loaded model.
 
     git worktree add /path/to/old a8b40c3
-    rollout_speed.py --old /path/to/old [--pairs 3] [--case micro] [--case mmada] [--case train] [--out FILE.json]
+    rollout_speed.py --old /path/to/old [--pairs 3] [--case micro] [--case mmada] [--case train] [--profile]
+                     [--out FILE.json]
 
 micro  a micro-batch of the default run: 6 prompts, 9 images each, 8 steps, no guidance
 mmada  a random MMaDA of width 64 and 4 layers, with the real sequence (1,024 image tokens) and vocabulary (134,656,
@@ -63,10 +64,11 @@ def model_of(case: str, tree: Path, folder: Path, images: int):
 def rolled_out(case: str, tree: Path, folder: Path, images: int, profiled: bool) -> dict:
     """Load, warm up with two steps, measure one rollout batch."""
     import torch
+    from torch.profiler import profile
+
     from htgrpo_ext.core.estimator import SharedForward
     from htgrpo_ext.core.randomness import Draws
     from htgrpo_ext.rollouts.generate import generate
-    from torch.profiler import profile
 
     backbone, rows, settings = model_of(case, tree, folder, images)
     G = settings.rollout.rollouts_per_prompt
@@ -126,13 +128,12 @@ def in_process(tree: Path, case: str, images: int = 0, profiled: bool = False) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compared(case: str, old: Path, pairs: int, images: int) -> dict:
+def compared(case: str, old: Path, pairs: int, images: int, profiled: bool) -> dict:
     """Pairs of measurements, and the medians of their ratios, old / new."""
     runs: dict[str, list[dict]] = {"old": [], "new": []}
     for pair in range(pairs):
         for name, tree in (("old", old), ("new", ROOT)):
-            profiled = pair == 0 and case != "train"
-            runs[name].append(in_process(tree, case, images, profiled))
+            runs[name].append(in_process(tree, case, images, profiled and pair == 0 and case != "train"))
             print(f"{case} {name}: {runs[name][-1]['seconds']:.1f} CPU s", file=sys.stderr, flush=True)
     if len({each["images"] for side in runs.values() for each in side}) != 1:
         raise RuntimeError(f"{case}: old and new did not give the same images")
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="images per prompt, if not the case's own")
     parser.add_argument("--out", type=Path, help="JSON file for all numbers")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--profile", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="also profile the first pair's rollouts")
     options = parser.parse_args()
     if options.child:
         with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +163,7 @@ def main() -> None:
         return
     found: dict = {"date": date.today().isoformat(), "threads": 1}
     for case in options.case or CASES:
-        found[case] = compared(case, options.old.resolve(), options.pairs, options.images)
+        found[case] = compared(case, options.old.resolve(), options.pairs, options.images, options.profile)
         print(case, {key: round(ratio, 2) for key, ratio in found[case]["ratio"].items()})
         if options.out:
             options.out.write_text(json.dumps(found, indent=1) + "\n")

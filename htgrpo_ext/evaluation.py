@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def evaluate(
     benchmark: Benchmark,
     backbone: Backbone,
     rollout: RolloutSettings,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     folder: Path,
     name: str,
     advance: Callable[[int], None],

@@ -184,8 +184,10 @@ def start(settings: RunSettings, resume: bool = False) -> NativeLoop:
     backbone.model.eval()
     trained = [p for p in backbone.model.parameters() if p.requires_grad]
     # The fused kernel rounds otherwise, by 1e-7; on a CPU runs keep the numbers that they always had.
-    adam = dict(betas=options.adam_betas, weight_decay=options.weight_decay, fused=accelerator.device.type == "cuda")
-    optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, **adam)
+    fused = True if accelerator.device.type == "cuda" else None
+    optimizer = torch.optim.AdamW(
+        trained, options.learning_rate, options.adam_betas, weight_decay=options.weight_decay, fused=fused
+    )
     run.guard.protect(optimizer)
     wrapped, optimizer = accelerator.prepare(backbone.model, optimizer)
     backbone.route_through(wrapped)
