@@ -118,7 +118,7 @@ def as_text(found: dict) -> str:
     return f"# Diagnosis\n{about(found)}\n\n{tables}\n\n{EXPLAINED}\n\n" + "\n".join(found["sentences"]) + "\n"
 
 
-# Where training is known to work and to fail (docs/micro.md): share, and HT-GRPO's cosine, by this command's defaults.
+# Where training is known to work and to fail (docs/diagnose.md): share, and HT-GRPO's cosine, by the defaults.
 LEARNT, FAILED = (0.57, "0.11 ±0.06"), (0.51, "0.23 ±0.04")
 NOISY = 0.8  # share of noise in the exact gradient above which cosines say little
 
@@ -135,8 +135,8 @@ def sentences(found: dict) -> list[str]:
     if noise > NOISY:
         rollouts = groups * found["rollouts_per_prompt"]
         said.append(
-            f"From {rollouts} rollouts even the exact gradient is mostly noise: cosines compare methods on these alone. "
-            "For more: --prompts, --set rollout.rollouts_per_prompt=64."
+            f"From {rollouts} rollouts the exact gradient itself is mostly noise, so cosines hold for these alone. "
+            "More rollouts: --prompts, --set rollout.rollouts_per_prompt=64."
         )
     said.append(
         f"No forecast: on the micro world, where HT-GRPO learns, the numbers are {LEARNT[0]:.0%} and {LEARNT[1]}; with "

@@ -52,10 +52,12 @@ def _cosines(axes: Axes, found: dict) -> None:
 
 
 def _by_rank(axes: Axes, found: dict) -> None:
-    seen = set()
+    seen, drawn = set(), set()
     for record in found["methods"]:
-        if "by_rank" not in record:
+        which = record["method"], record["update"]
+        if "by_rank" not in record or which in drawn:  # of a stage, the first update
             continue
+        drawn.add(which)
         color, style = _color(found, record["method"]), "-" if record["method"] not in seen else ":"
         seen.add(record["method"])
         y = [part["cosine"][0] for part in record["by_rank"]]

@@ -116,7 +116,7 @@ def same_update(a: Update, b: Update) -> bool:
 
 
 def examine(study: Study, run: RunSettings, exact: Gradient) -> Iterator[dict]:
-    """One record per stage of a method, of the stage's first update, and one of the K updates' mean.
+    """Records of a method's first update and of the K updates' mean; with stages, of each one's first and last update.
 
     run    the method's settings; only its method, label and loop are read
     exact  the sampler's own gradient
@@ -134,12 +134,15 @@ def examine(study: Study, run: RunSettings, exact: Gradient) -> Iterator[dict]:
         plan_updates(run, study.rollout, study.rollouts.prompts, study.draws(f"diagnose {r}"))[1] for r in range(DRAWS)
     ]
     stages = [update.stage for update in drawn[0]]
+    ends = {stages.index(stage) for stage in stages}
+    if len(ends) > 1:  # supports are the smallest at a stage's end, or at its beginning
+        ends |= {count - 1 - stages[::-1].index(stage) for stage in stages}
     label, cycle_XD = run.label or method.name, torch.zeros(())
     for k, update in enumerate(drawn[0]):
-        is_first = stages.index(update.stage) == k
-        found = gradient(update, is_first)
+        shown = k in ends
+        found = gradient(update, shown)
         cycle_XD = cycle_XD + found.whole_XD / count
-        if not is_first:
+        if not shown:
             continue
         reusable = [*known, (update, found)]
         record = {"method": label, "update": update.stage if len(set(stages)) > 1 else "first", "number": k + 1}
