@@ -66,8 +66,9 @@ def gradient_parts(
     Returns  for each bucket a float32 tensor per weight
     """
     parts = [[torch.zeros_like(weight, dtype=torch.float32) for weight in weights] for _ in buckets]
-    for start in range(rows.start, rows.stop, forward.batch_size):
-        some = slice(start, min(start + forward.batch_size, rows.stop))
+    size = forward.batch_size.on(rollouts.codes_BN.device)
+    for start in range(rows.start, rows.stop, size):
+        some = slice(start, min(start + size, rows.stop))
         cut = update.rows(some)
         for view in cut.views:
             inside = [(view.target_BN > 0) & bucket_BN[some] for bucket_BN in buckets]

@@ -29,7 +29,7 @@ def token_laws(study: Study, update: Update, clip: float) -> dict:
     mean_NV, entropies = torch.zeros(()), []
     for prompt in range(count):  # one law at a time: N x V numbers are many
         row = slice(prompt * size, prompt * size + 1)
-        law_NV = forward.masked_logits(rollouts.prompts.rows(row), blank_1N).softmax(-1)
+        law_NV = forward.logits(rollouts.prompts.rows(row), blank_1N, blank_1N == MASK, "rollout").float().softmax(-1)
         entropies.append(torch.special.entr(law_NV).sum(-1))
         mean_NV = mean_NV + law_NV / count
     before_N = torch.special.entr(mean_NV).sum(-1)
