@@ -267,7 +267,7 @@ def test_files_that_cannot_be_read_are_one_line_each(tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("reward/*.yaml")), ids=lambda f: f.stem)
-@pytest.mark.parametrize("model", ["micro", "lumina"])
+@pytest.mark.parametrize("model", ["micro", "words", "lumina"])
 def test_every_reward_file_loads_with_every_model(model, file):
     settings = load_settings([CONFIGS / "model" / f"{model}.yaml", file, HTGRPO])
     assert [t.name for t in settings.reward.terms] == [
@@ -279,6 +279,15 @@ def test_every_reward_file_loads_with_every_model(model, file):
 def test_real_models_have_the_papers_reward(model):
     files = [CONFIGS / "model" / f"{model}.yaml", HTGRPO]
     assert load_settings(files).reward == load_settings([*files, CONFIGS / "reward/paper.yaml"]).reward
+
+
+def test_the_two_difficulties_of_the_words_world_differ_in_name_and_checkpoint_only():
+    fixed, free = (load_settings([CONFIGS / "model" / f"{name}.yaml", HTGRPO]) for name in ("words", "words-free"))
+    assert (fixed.run_name, free.run_name) == ("words-htgrpo-s0", "words-free-htgrpo-s0")
+    assert fixed.model.checkpoint != free.model.checkpoint
+    same = {"name": "words", "checkpoint": fixed.model.checkpoint}
+    assert free.model.model_dump() | same == fixed.model.model_dump()
+    assert free.model_dump(exclude={"model"}) == fixed.model_dump(exclude={"model"})
 
 
 def test_the_micro_verifier_is_refused_for_other_models():

@@ -1,8 +1,8 @@
 """How pictures of words are drawn: a background, and a word on it in one of matplotlib's fonts.
 
 Two difficulties. Fixed: one font and size, the first letter always at the same place. Free: three fonts, two sizes, and
-the word anywhere in the picture, by steps of a token. Background, brightness and contrast vary in both; dark on light is
-as likely as light on dark.
+the word anywhere in the picture, by steps of a token. Background, brightness and contrast vary in both; dark on light
+is as likely as light on dark.
 
 H x W pixels.
 """

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from helpers.command import run
+from helpers.paths import ROOT
 from htgrpo_ext.backbones.micro.model import MicroConfig, rotary_tables
 from htgrpo_ext.backbones.words import pretrain as pretraining
 from htgrpo_ext.backbones.words.backbone import PAD, WordsBackbone, encode_letters, read_config
@@ -145,7 +146,16 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint, tmp_path, change, 
         read_config(tmp_path / "nothing")
 
 
+def test_the_committed_bases_have_one_codebook_of_whole_grey_levels():
+    fixed, free = (WordsBackbone.load(ROOT / "assets" / name, frozen=True) for name in ("words-fixed", "words-free"))
+    assert torch.equal(fixed.codebook, free.codebook)
+    assert torch.equal(fixed.codebook, fixed.codebook.round().clamp(0, 255))
+    assert len(fixed.codebook.unique(dim=0)) == world.CODEBOOK_SIZE
+
+
 def small(monkeypatch, codebook):
+    tiny = dict(hidden_size=32, num_layers=1, num_heads=2, ffn_size=32)
+    monkeypatch.setattr(pretraining, "WordsConfig", lambda: WordsConfig(**tiny))
     monkeypatch.setattr(pretraining, "BATCH_SIZE", 2)
     monkeypatch.setattr(pretraining, "make_codebook", lambda _: codebook)
 
@@ -171,6 +181,22 @@ def test_a_checkpoint_on_the_way_is_that_of_a_training_of_so_many_steps(monkeypa
     pretraining.pretrain(tmp_path / "three", seed=1, steps=3, free=True)
     saved = WordsModel.from_pretrained(tmp_path / "three").state_dict()
     assert all(torch.equal(saved[name], weight) for name, weight in mean.state_dict().items())
+
+
+def test_a_free_base_begins_at_the_fixed_place_and_ends_free(monkeypatch, codebook):
+    seen = []
+
+    def pictures(rng, free, count):
+        seen.append(free)
+        return [""] * count, torch.zeros(count, world.HEIGHT, world.WIDTH, dtype=torch.uint8)
+
+    small(monkeypatch, codebook)
+    monkeypatch.setattr(pretraining, "training_pictures", pictures)
+    monkeypatch.setattr(pretraining, "FIXED_UNTIL", 1)
+    monkeypatch.setattr(pretraining, "FREE_FROM", 3)
+    for free in (True, False):
+        list(pretraining.train(pretraining.fresh_model(1, codebook), 1, 5, free))
+    assert seen == [0, 0, 0.5, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_like_patches_begin_with_like_vectors(codebook):

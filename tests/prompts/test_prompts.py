@@ -11,7 +11,9 @@ from htgrpo_ext.config import load_settings
 from htgrpo_ext.core.randomness import derived_generator
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.micro import world
+from htgrpo_ext.prompts.settings import PromptSource
 from htgrpo_ext.prompts.sources import PromptSources
+from htgrpo_ext.words import world as words_world
 
 
 def sources(*more: str) -> PromptSources:
@@ -36,6 +38,14 @@ def test_the_micro_world_gives_tasks_in_turn_and_reproducible_prompts():
     noise = torch.rand(4, generator=derived_generator(3, "prompts", 1)).tolist()
     pool = [p for p in world.split_prompts(40)[0] if p["tag"] == "color_attr"]
     assert prompts[1][1] == pool[int(noise[1] * len(pool))]
+
+
+def test_the_words_world_gives_lengths_in_turn_and_none_of_the_held_out_words():
+    found = PromptSources([PromptSource(format="words")], seed=3, per_cycle=4, held_out=40)
+    prompts = [prompt for cycle in range(30) for prompt in found.cycle(cycle)]
+    assert [len(p["text"]) for p in prompts[:6]] == [3, 4, 5, 3, 4, 5]
+    assert not {p["text"] for p in prompts} & {p["text"] for p in words_world.split_prompts(60)[1]}
+    assert len({p["text"] for p in prompts}) > 60
 
 
 def test_a_file_gives_each_prompt_once_before_any_twice_in_a_new_order_each_time(tmp_path):
