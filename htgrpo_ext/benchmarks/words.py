@@ -42,12 +42,12 @@ class WordsEval(Benchmark):
         "tasks. Intervals: 95 %, bootstrap over prompts within each task"
     )
     measures: ClassVar[Mapping[str, str]] = {
-        "similarity": "edit similarity, RapidOCR",
+        "similarity": "similarity, RapidOCR",
         "tesseract_exact": "exact, Tesseract",
-        "tesseract_similarity": "edit similarity, Tesseract",
-        "brightness": "brightness, 0 to 1",
-        "edges": "edge strength, 0 to 1",
-        "diversity": "diversity among a prompt's images, 0 to 1",
+        "tesseract_similarity": "similarity, Tesseract",
+        "brightness": "brightness",
+        "edges": "edge strength",
+        "diversity": "diversity",
     }
 
     def prompts(self) -> list[dict]:

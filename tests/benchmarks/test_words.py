@@ -114,7 +114,7 @@ def test_summary_and_report_show_measures_and_what_is_lacking(run):
     assert found["brightness"]["gain"]["interval"] == pytest.approx([0.25, 0.25])  # all prompts gain alike
     assert found["tesseract_exact"] == {"lacking": "no such command"}
     lines = measure_lines(summary, EVAL)
-    assert "  brightness, 0 to 1: 0.344 → 0.594" in lines and "  exact, Tesseract: no such command" in lines
+    assert "  brightness: 0.344 → 0.594" in lines and "  exact, Tesseract: no such command" in lines
     page = write_report(run.folder).read_text()
     assert "Beside the scores" in page and "no such command" in page and "+0.250" in page
 
