@@ -99,11 +99,13 @@ def diagnose(
 ) -> None:
     """Compare each method's gradient with the exact one, before training: can the estimator learn this task?"""
     from htgrpo_ext.config import config_files, load_settings
-    from htgrpo_ext.workflow.diagnose import diagnose as diagnose_model
-    from htgrpo_ext.workflow.diagnose import print_diagnosis, settings_of
+    from htgrpo_ext.workflow.diagnosis_settings import settings_of
 
     sets = [*(set_ or []), *settings_of(prompts)]
     runs = [load_settings([*config, file], sets) for file in config_files("method", methods)]
+    from htgrpo_ext.workflow.diagnose import diagnose as diagnose_model
+    from htgrpo_ext.workflow.diagnose import print_diagnosis
+
     print_diagnosis(diagnose_model(runs, prompts, adapter, out), out)
 
 

@@ -44,11 +44,6 @@ BUCKETS = 4  # parts of the generation order whose gradients are compared
 SIZE = 10_000_000  # bytes of the folder, at most
 
 
-def settings_of(prompts: int) -> list[str]:
-    """What a diagnosis changes in a run's settings, as `key=value`: size, sampler, one whole batch."""
-    return [f"rollout.prompts_per_cycle={2 * prompts}", "loop.micro_batches=1", "rollout.sampler=emerge"]
-
-
 def diagnose(runs: Sequence[RunSettings], prompts: int, adapter: Path | None, out: Path) -> dict:
     """Compare the estimators of several runs that differ in their method, and write `out`.
 

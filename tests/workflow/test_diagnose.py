@@ -12,7 +12,8 @@ from helpers.paths import CONFIGS
 from helpers.upstream_stub import Brightness
 from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 from htgrpo_ext.config import load_settings
-from htgrpo_ext.workflow.diagnose import diagnose, settings_of
+from htgrpo_ext.workflow.diagnose import diagnose
+from htgrpo_ext.workflow.diagnosis_settings import settings_of
 
 MICRO = str(CONFIGS / "model" / "micro.yaml")
 LAYOUT = {"mmada": ["model.prompt_length=20"], "lumina": ["model.height=48", "model.width=64"]}
