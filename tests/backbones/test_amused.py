@@ -6,6 +6,7 @@ from diffusers import AmusedPipeline, AmusedScheduler
 from diffusers.schedulers import scheduling_amused
 
 from helpers.amused_checkpoints import CODES, LENGTH, MASK_ID, amused_checkpoint
+from helpers.stubs import drawing
 from htgrpo_ext.backbones.amused.backbone import AmusedBackbone
 from htgrpo_ext.core.estimator import SharedForward, hide_words
 from htgrpo_ext.core.sampler import MASK, maskgit_amused
@@ -145,7 +146,8 @@ def test_maskgit_amused_draws_the_schedulers_tokens_in_its_order(monkeypatch, st
         sample = scheduler.step(logits[step], timestep, sample, generator=generator).prev_sample
         theirs.append(torch.where(sample == codebook, MASK, sample))
     call = iter(logits)
-    rollout = maskgit_amused(lambda codes: next(call)[codes == MASK], noise.uniform, (ROWS, tokens), steps, temperature)
+    draw = drawing(lambda codes: next(call)[codes == MASK])
+    rollout = maskgit_amused(draw, noise.uniform, (ROWS, tokens), steps, temperature)
     for step, canvas_BN in enumerate(theirs):
         assert torch.equal(torch.where(rollout.unmask_step_BN <= step, rollout.codes_BN, MASK), canvas_BN), step
 

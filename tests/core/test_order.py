@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htgrpo_ext.core.order import generation_rank, tie_places
-from htgrpo_ext.core.sampler import emerge
+from htgrpo_ext.core.sampler import appearance
 from htgrpo_ext.core.stages import structure_count
 
 step_rows = st.integers(1, 9).flatmap(
@@ -50,12 +50,7 @@ def test_the_shuffled_order_is_one_permutation_for_all_runs():
 def test_raster_order_favours_the_upper_rows_and_shuffled_order_none():
     count, rows = 400, 32
     noise = torch.Generator().manual_seed(0)
-    steps_BN = emerge(
-        lambda codes_BN: torch.zeros(int((codes_BN < 0).sum()), 1),
-        lambda step: torch.rand(count, 2, rows * 32, generator=noise),
-        (count, rows * 32),
-        12,
-    ).unmask_step_BN
+    steps_BN, _ = appearance(lambda step: torch.rand(count, 2, rows * 32, generator=noise), (count, rows * 32), 12)
 
     def structure_share(ties):  # of each row of the canvas
         first_BN = generation_rank(steps_BN, ties) <= structure_count(rows * 32, 0.3)
