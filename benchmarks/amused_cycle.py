@@ -5,7 +5,8 @@
 The checkpoint has random weights in amused-256's sizes, float32, but for the words of its tokenizer. The reward is the
 brightness of the pictures, because CLIP's weights may be missing; so CLIP's own time and memory are not counted. The
 peak is resident memory from the first rollout on, above that of Python and the libraries before the model was loaded.
-Plan's seconds are for the speed that a matrix product reaches here, measured first. Linux only.
+Plan's seconds are for the speed that a matrix product reaches here, measured first. The last thing
+printed is the result, as JSON. Linux only.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def make(folder: Path) -> None:
 def uvit_defaults() -> dict:
     import inspect
 
-    from diffusers import UVit2DModel
+    from diffusers.models.unets.uvit_2d import UVit2DModel
 
     return dict(inspect.signature(UVit2DModel.__init__).parameters)
 
@@ -76,7 +77,7 @@ def matmul_flops(size: int = 1024, seconds: float = 2.0) -> float:
     """FLOP/s of float32 matrix products."""
     a, count, start = torch.randn(size, size), 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        a @ a
+        torch.mm(a, a)
         count += 1
     return count * 2 * size**3 / (time.perf_counter() - start)
 
@@ -98,6 +99,7 @@ def measure(checkpoint: Path, tuning: str, out: Path) -> dict:
     planned_bytes = planned.memory | {"peak": planned.peak_memory()}
     before = resident("VmRSS")
     loop = start(settings, "native", False)
+    assert loop.backbone is not None
     loop.backbone.prepare_decoder()
     loaded = resident("VmRSS") - before
     forget_peak()

@@ -109,7 +109,7 @@ def test_control_c_ends_without_a_traceback(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("variable", "line"),
     [
-        ("MODEL=none", "unknown MODEL `none` (one of: lumina micro mmada words words-free)"),
+        ("MODEL=none", "unknown MODEL `none` (one of: amused lumina micro mmada words words-free)"),
         ("METHODS=", "METHODS names no method (some of: agrpo d1 htgrpo maskgrpo maskgrpo-fixed tracegrpo unigrpo)"),
         ("METHOD=ppo", "unknown METHOD `ppo` (one of: agrpo d1 htgrpo maskgrpo maskgrpo-fixed tracegrpo unigrpo)"),
     ],
