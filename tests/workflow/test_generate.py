@@ -314,7 +314,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(monkeypatch, capsys, tmp_p
         ([], "BENCH names no benchmark (one of: geneval dpg microeval; or a file of prompts)"),
         (["BENCH=gen"], "unknown BENCH `gen` (one of: geneval dpg microeval; or a file of prompts)"),
         (["BENCH=dpg", "PROCESSES=two"], "PROCESSES is `two`, not a number from 1"),
-        (["BENCH=dpg", "MODEL=lumin"], "unknown MODEL `lumin` (one of: amused lumina micro mmada)"),
+        (["BENCH=dpg", "MODEL=lumin"], "unknown MODEL `lumin` (one of: amused lumina micro mmada words words-free)"),
     ],
 )
 def test_make_refuses_with_one_line(variables, line):
