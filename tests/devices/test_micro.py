@@ -20,13 +20,13 @@ from htgrpo_ext.workflow.train import train
 # How often the host waits for the device in one cycle of a tiny run (2 micro-batches, 3 denoising steps, 2 updates): to
 # read a number or a size from there, and to send numbers there. A change that lowers one writes it down here.
 WAITS = {  # read, send
-    "agrpo": (171, 52),
-    "d1": (189, 56),
-    "htgrpo": (167, 52),
-    "maskgrpo": (185, 56),
-    "maskgrpo-fixed": (187, 56),
-    "tracegrpo": (171, 50),
-    "unigrpo": (187, 57),
+    "agrpo": (131, 48),
+    "d1": (151, 52),
+    "htgrpo": (127, 48),
+    "maskgrpo": (147, 52),
+    "maskgrpo-fixed": (149, 52),
+    "tracegrpo": (131, 46),
+    "unigrpo": (149, 53),
 }
 LORA = ("model.tuning=lora", "model.lora.rank=2")
 

@@ -30,7 +30,7 @@ MIXED = {
     "a concatenation": lambda x: torch.cat([x, HERE]),
     "a stack of numbers": lambda x: torch.stack([x.sum(), HERE.sum()]),
     "a number in place": lambda x: torch.zeros(()).add_(x.sum()),
-    "an index": lambda x: x[MASK],
+    "an index": lambda x: HERE[x > 0],
     "a linear map": lambda x: nn.Linear(3, 1)(x),
     "an embedding": lambda x: nn.functional.embedding(x.long(), HERE),
     "a generator": lambda x: torch.rand(2, device=NAME, generator=torch.Generator()),
@@ -76,6 +76,7 @@ NO_READS = {
     "assigned a number": lambda x: x.__setitem__(x > 3, 0.0),
     "scattered": lambda x: x.masked_scatter(x > 3, x),
     "indexed": lambda x: x[torch.tensor([1], device=NAME)],
+    "indexed from the cpu": lambda x: x[MASK],
     "later": lambda x: x.to("cpu", non_blocking=True),
     "on the cpu": lambda x: HERE.sum().item(),
 }

@@ -1,7 +1,8 @@
 """A pretend accelerator: a torch device called "pretend", in Python, whose memory is the host's.
 
 It does what a GPU would do where a CPU forgives:
-- an operator that gets tensors of both devices raises, unless the CPU tensor has no dimension (a number);
+- an operator that gets tensors of both devices raises, unless the CPU tensor has no dimension (a number), or is an
+  index, which CUDA copies over;
 - so does a CPU generator that draws for the device;
 - each time that the host must wait for the device is counted, with the line of the package that asked for it.
 
@@ -23,6 +24,7 @@ PACKAGE = "htgrpo_ext"
 aten = torch.ops.aten
 
 COPIES = (aten.copy_.default, aten._to_copy.default)  # the operators that may see both devices
+INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 JOINS = (aten.stack.default, aten.cat.default)  # they take not even a number from the CPU
 # The host reads the answer, or must know how large it is.
 ANSWERS = (
@@ -126,7 +128,12 @@ def run(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """An operator that got a tensor of the device: on the CPU, with what a GPU would refuse refused."""
     given: list = []
     mapped(given.append, [*args, *kwargs.values()])
-    on_host = [value for value in given if isinstance(value, Tensor) and not isinstance(value, PretendTensor)]
+    on_host = [value for value in given if on_the_host(value)]
+    if operator in INDEXED and isinstance(args[0], PretendTensor):
+        indices = [index for index in args[1] if on_the_host(index)]
+        on_host = [value for value in on_host if all(value is not index for index in indices)]
+        for _ in indices:
+            _wait("send", operator)
     written = [argument for argument in operator._schema.arguments if argument.is_write]
     out = None if not written else kwargs[written[0].name] if written[0].kwarg_only else args[0]
     refused = any(tensor.dim() or tensor is out or operator in JOINS for tensor in on_host)
@@ -166,9 +173,9 @@ def copy(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor:
 
 def by_mask(operator: Any, args: tuple) -> bool:
     """Whether it is `x[mask]`, or `x[mask] = y`. `x[mask] = number` fills, and needs no size."""
-    if operator not in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default):
+    if operator not in INDEXED:
         return False
-    masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    masks = any(isinstance(index, PretendTensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return masks and (len(args) < 3 or args[2].numel() > 1)
 
 
@@ -177,6 +184,10 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([mapped(function, each) for each in value])
     return function(value)
+
+
+def on_the_host(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, PretendTensor)
 
 
 def inner_of(value: Any) -> Any:
