@@ -47,7 +47,7 @@ STEPS ?= 1800
 PLACEMENT ?= canonical
 # Of a base of the words world.
 DIFFICULTY ?= fixed
-STEPS_WORDS = $(if $(filter free,$(DIFFICULTY)),6500,220)
+STEPS_WORDS = $(if $(filter free,$(DIFFICULTY)),6500,240)
 TEST_JOBS ?= 2
 
 VENV := .venv

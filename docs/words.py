@@ -39,7 +39,7 @@ def pictures(backbone: WordsBackbone, prompts: list[dict], free: bool) -> dict[s
 
 def main(target: str, fixed: str, free: str, count: str) -> None:
     held_out = world.split_prompts(world.MOST_HELD_OUT)[1]
-    prompts = [held_out[i * 7 % len(held_out)] for i in range(int(count))]  # of all lengths, none twice
+    prompts = [held_out[i * 67 % len(held_out)] for i in range(int(count))]  # of all lengths, none twice
     scorer = Scorer(torch.device("cpu"), detection=False)
     rows = []
     for difficulty, checkpoint in (("fixed", fixed), ("free", free)):
