@@ -111,7 +111,10 @@ def test_an_unknown_model_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["htgrpo", "sample", "--model", "lumi", "--checkpoint", "x", "--prompt", "y"])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert capsys.readouterr().err == "error: unknown model `lumi` (one of amused, lumina, micro, mmada, words, words-free)\n"
+    assert (
+        capsys.readouterr().err
+        == "error: unknown model `lumi` (one of amused, lumina, micro, mmada, words, words-free)\n"
+    )
 
 
 MICRO = ["sample", "--model", "micro", "--checkpoint", "assets/micro-base", "--prompt", "a plain star on a beach"]
