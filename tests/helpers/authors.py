@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from helpers.paths import UPSTREAM
-from htgrpo_ext.core.sampler import MASK, categorical
+from helpers.stubs import drawing
+from htgrpo_ext.core.sampler import MASK, Draw, categorical, guided
 
 
 def checkout(variable: str, evidence: str) -> Path:
@@ -73,9 +74,15 @@ class StubAnswers(torch.nn.Module):
         mixed = torch.tanh(canvas + canvas.mean(1, keepdim=True) * 3 + (1.0 if conditional else -0.5))
         return mixed @ self.head
 
-    def ours(self, conditional: bool = True):
+    def ours(self, guidance: float) -> Draw:
         """As our samplers call it."""
-        return lambda codes_BN: self.answer(codes_BN, conditional)[codes_BN == MASK]
+
+        def logits(codes_BN: torch.Tensor) -> torch.Tensor:
+            masked_BN = codes_BN == MASK
+            conditional_MV = self.answer(codes_BN, True)[masked_BN]
+            return guided(conditional_MV, self.answer(codes_BN, False)[masked_BN], guidance)
+
+        return drawing(logits)
 
 
 def fixed_noise(rows: int, tokens: int, seed: int = 0):
