@@ -10,47 +10,24 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from helpers.amused_checkpoints import settings_of
 from helpers.image_sets import geneval_lines, written
 from helpers.micro_runs import records
 from helpers.paths import CONFIGS
 from helpers.upstream_stub import Brightness
 from htgrpo_ext.backbones import load_backbone
 from htgrpo_ext.backbones.adapters import merge
-from htgrpo_ext.config import load_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.workflow.generate import generate_set
 from htgrpo_ext.workflow.train import start, train
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
-TINY = [
-    "model.dtype=float32",
-    "model.size=64",
-    "model.lora.rank=2",
-    "rollout.prompts_per_cycle=2",
-    "rollout.rollouts_per_prompt=2",
-    "rollout.steps=2",
-    "loop.cycles=2",
-    "loop.updates_per_rollout=2",
-    "loop.micro_batches=2",
-    "loop.save_steps=1",
-    "loop.warmup_updates=0",
-    "loop.learning_rate=1.0e-2",
-    "log.tensorboard=false",
-]
 
 
 @pytest.fixture(autouse=True)
 def reward_with_spread(monkeypatch):
     """In place of CLIP, which has no weights here."""
     monkeypatch.setattr("htgrpo_ext.rewards.mix.load_scorer", lambda term, device: Brightness())
-
-
-def settings_of(method, checkpoint, out, *more):
-    budget = ["method.budget={global: 1, structure: 1, refinement: 0}"] if method == "htgrpo" else []
-    prompts = written(out.with_name("prompts.txt"), ["a photo of a red cat", "two dog beside a bench", "a blue bench"])
-    source = f"prompts=[{{format: text, path: {prompts}}}]"
-    files = [CONFIGS / "model/amused.yaml", CONFIGS / f"method/{method}.yaml"]
-    return load_settings(files, [*TINY, *budget, f"model.checkpoint={checkpoint}", f"out={out}", source, *more])
 
 
 def trained(settings, resume=False) -> dict[str, torch.Tensor]:

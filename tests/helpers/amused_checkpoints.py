@@ -1,9 +1,17 @@
-"""Tiny random checkpoints of aMUSEd, written by diffusers and transformers themselves in the published layout."""
+"""Tiny random checkpoints of aMUSEd, in the published layout, and settings of runs on them.
+
+diffusers and transformers write the checkpoints themselves.
+"""
 
 import json
 from pathlib import Path
 
 import torch
+
+from helpers.image_sets import written
+from helpers.paths import CONFIGS
+from htgrpo_ext.config import load_settings
+from htgrpo_ext.settings import RunSettings
 
 CODES, MASK_ID, LENGTH = 40, 44, 12  # codes, the id of a masked one, ids of a prompt
 SIZES = dict(
@@ -85,3 +93,29 @@ def amused_checkpoint(folder: Path, text=TEXT, vq=VQ, mask_id=MASK_ID, **keys) -
         file.unlink()
     (folder / "written").rmdir()
     return folder
+
+
+TINY = [
+    "model.dtype=float32",
+    "model.size=64",
+    "model.lora.rank=2",
+    "rollout.prompts_per_cycle=2",
+    "rollout.rollouts_per_prompt=2",
+    "rollout.steps=2",
+    "loop.cycles=2",
+    "loop.updates_per_rollout=2",
+    "loop.micro_batches=2",
+    "loop.save_steps=1",
+    "loop.warmup_updates=0",
+    "loop.learning_rate=1.0e-2",
+    "log.tensorboard=false",
+]
+
+
+def settings_of(method: str, checkpoint: Path, out: Path, *more: str) -> RunSettings:
+    """Settings of a tiny run on a checkpoint of this kind."""
+    budget = ["method.budget={global: 1, structure: 1, refinement: 0}"] if method == "htgrpo" else []
+    prompts = written(out.with_name("prompts.txt"), ["a photo of a red cat", "two dog beside a bench", "a blue bench"])
+    source = f"prompts=[{{format: text, path: {prompts}}}]"
+    files = [CONFIGS / "model/amused.yaml", CONFIGS / f"method/{method}.yaml"]
+    return load_settings(files, [*TINY, *budget, f"model.checkpoint={checkpoint}", f"out={out}", source, *more])
