@@ -132,7 +132,7 @@ def train(model: WordsModel, seed: int, steps: int, free: bool) -> Iterator[tupl
         codes_BN = tokenizer.encode(pictures_BHW, model.codebook)
         ratios = [cosine_masked_share(u) for u in torch.rand(BATCH_SIZE, generator=noise).tolist()]
         masked_BN = torch.rand(codes_BN.shape, generator=noise) < torch.tensor(ratios)[:, None]
-        # Two thirds of the time on a CPU that has bfloat16. The fused attention's backward is slow in it.
+        # Half the time on a CPU that has bfloat16. The fused attention's backward is slow in it.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits_MV = backbone.image_logits(
                 backbone.encode_prompts(captions), codes_BN.masked_fill(masked_BN, MASK), masked_BN
