@@ -34,8 +34,10 @@ class ImageBlock:
 
     def ids(self, codes_UN: Tensor) -> Tensor:
         """Block ids int64 [U, I] of codes int64 [U, N]."""
-        ids_UI = self.frame_I.to(codes_UN.device).repeat(len(codes_UN), 1)
-        ids_UI[:, self.slot_N.to(codes_UN.device)] = torch.where(codes_UN == MASK, self.mask_id, codes_UN + self.offset)
+        ids_UI = self.frame_I.to(codes_UN.device, non_blocking=True).repeat(len(codes_UN), 1)
+        ids_UI[:, self.slot_N.to(codes_UN.device, non_blocking=True)] = torch.where(
+            codes_UN == MASK, self.mask_id, codes_UN + self.offset
+        )
         return ids_UI
 
     def codes(self, ids_UI: Tensor) -> Tensor:

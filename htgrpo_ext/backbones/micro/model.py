@@ -156,7 +156,7 @@ class MicroModel(PreTrainedModel):
         positions       bool [B, S], where logits are wanted; None: at every image token
         Returns         logits [M, V], row-major over `positions`; [B, N, V] when it is None
         """
-        cos, sin = (table.to(self.embedding.weight) for table in self._rotary)
+        cos, sin = (table.to(self.embedding.weight, non_blocking=True) for table in self._rotary)
         x = self.embedding(input_ids)
         key_mask = attention_mask.to(x.device, non_blocking=True)[:, None, None, :]
         wanted = None if positions is None else wanted_positions(positions, x.device)
