@@ -20,13 +20,13 @@ from htgrpo_ext.workflow.train import train
 # How often the host waits for the device in one cycle of a tiny run (2 micro-batches, 3 denoising steps, 2 updates): to
 # read a number or a size from there, and to send numbers there. A change that lowers one writes it down here.
 WAITS = {  # read, send
-    "agrpo": (131, 48),
-    "d1": (151, 52),
-    "htgrpo": (127, 48),
-    "maskgrpo": (147, 52),
-    "maskgrpo-fixed": (149, 52),
-    "tracegrpo": (131, 46),
-    "unigrpo": (149, 53),
+    "agrpo": (131, 24),
+    "d1": (151, 24),
+    "htgrpo": (127, 24),
+    "maskgrpo": (147, 24),
+    "maskgrpo-fixed": (149, 24),
+    "tracegrpo": (131, 22),
+    "unigrpo": (149, 25),
 }
 LORA = ("model.tuning=lora", "model.lora.rank=2")
 
