@@ -28,22 +28,26 @@ class Micro(ModelSection):
     def num_image_tokens(self) -> int:
         return world.NUM_IMAGE_TOKENS
 
+    def backbone_class(self) -> "type[MicroBackbone]":
+        """The backbone that `load` makes."""
+        from htgrpo_ext.backbones.micro.backbone import MicroBackbone
+
+        return MicroBackbone
+
     def absent(self, pixels: bool) -> list[str]:
         if (self.checkpoint / "config.json").exists():
             return []
-        return [f"{self.checkpoint}: no micro checkpoint there (make one with `htgrpo pretrain-micro`)"]
+        return [f"{self.checkpoint}: no {self.world} checkpoint there (make one with `htgrpo pretrain-{self.world}`)"]
 
     def load(self, device: "str | torch.device", seed: int, frozen: bool) -> "MicroBackbone":
-        from htgrpo_ext.backbones.micro.backbone import MicroBackbone
-
-        return MicroBackbone.load(self.checkpoint, self.lora_keywords(), device, seed, frozen)
+        return self.backbone_class().load(self.checkpoint, self.lora_keywords(), device, seed, frozen)
 
     def config(self) -> "MicroConfig":
-        """The checkpoint's sizes; before there is one, those that `htgrpo pretrain-micro` gives it."""
-        from htgrpo_ext.backbones.micro.backbone import read_config
-        from htgrpo_ext.backbones.micro.model import MicroConfig
-
-        return read_config(self.checkpoint) if self.checkpoint.exists() else MicroConfig()
+        """The checkpoint's sizes; before there is one, those that `htgrpo pretrain-micro` or `-words` gives it."""
+        backbone = self.backbone_class()
+        return (
+            backbone.read_config(self.checkpoint) if self.checkpoint.exists() else backbone.model_class.config_class()
+        )
 
     def prompt_encoder(self) -> "Callable[[Sequence[str]], Prompts]":
         from htgrpo_ext.backbones.micro.backbone import encode_words, read_config
@@ -51,13 +55,12 @@ class Micro(ModelSection):
         return partial(encode_words, length=read_config(self.checkpoint).prompt_length)
 
     def sizes(self) -> "Sizes":
-        from htgrpo_ext.backbones.micro.model import MicroModel
         from htgrpo_ext.backbones.sizes import FLOAT, sizes_of
 
-        config = self.config()
+        config, model_class = self.config(), self.backbone_class().model_class
         return sizes_of(
             self,
-            lambda: MicroModel(config),
+            lambda: model_class(config),
             layers=config.num_layers,
             width=config.hidden_size,
             ffn=config.ffn_size,

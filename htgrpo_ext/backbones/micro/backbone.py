@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, Field
@@ -53,10 +53,15 @@ def read_config(folder: Path) -> MicroConfig:
     if (config.codebook_size, config.grid) != (world.CODEBOOK_SIZE, world.GRID):
         sizes = f"codebook_size {world.CODEBOOK_SIZE} and grid {world.GRID}"
         raise UserError(f"{file}: codebook_size is {config.codebook_size}, grid {config.grid}; the world has {sizes}")
-    if config.hidden_size % (4 * config.num_heads):  # rotary positions take a quarter of a head each
+    require_even_heads(config, file)
+    return config
+
+
+def require_even_heads(config: MicroConfig, file: Path) -> None:
+    """Raises UserError if the width does not divide: rotary positions take a quarter of a head each."""
+    if config.hidden_size % (4 * config.num_heads):
         sizes = f"hidden_size {config.hidden_size}, num_heads {config.num_heads}"
         raise UserError(f"{file}: heads do not divide evenly ({sizes})")
-    return config
 
 
 def encode_words(texts: Sequence[str], length: int) -> Prompts:
@@ -84,6 +89,8 @@ class MicroBackbone(Policy):
     config: MicroConfig
     num_image_tokens = world.NUM_IMAGE_TOKENS
     grid: tuple[int, int] = (world.GRID, world.GRID)
+    model_class: type[MicroModel] = MicroModel
+    read_config = staticmethod(read_config)
 
     def __init__(self, model: nn.Module, reference: nn.Module | None = None):
         super().__init__(model, reference)
@@ -98,12 +105,12 @@ class MicroBackbone(Policy):
         device: str | torch.device = "cpu",
         seed: int = 0,
         frozen: bool = False,
-    ) -> "MicroBackbone":
+    ) -> Self:
         """Load a checkpoint folder; see `prepare_policy`. Raises UserError if the folder contains no checkpoint."""
-        config = read_config(checkpoint)
+        config = cls.read_config(checkpoint)
         config.name_or_path = str(checkpoint)
         with torch.device("meta"):
-            model = MicroModel(config)
+            model = cls.model_class(config)
         model = load_weights(model, checkpoint, torch.float32)
         return cls(*prepare_policy(nn.Module.to(model, device), lora, seed, frozen))
 

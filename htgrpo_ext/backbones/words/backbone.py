@@ -8,9 +8,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from htgrpo_ext.backbones.checkpoints import Layers, Positive, Size, checked, load_weights, read_json
-from htgrpo_ext.backbones.micro.backbone import MicroBackbone
-from htgrpo_ext.backbones.policy import prepare_policy
+from htgrpo_ext.backbones.checkpoints import Layers, Positive, Size, checked, read_json
+from htgrpo_ext.backbones.micro.backbone import MicroBackbone, require_even_heads
 from htgrpo_ext.backbones.words.model import WordsConfig, WordsModel
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
@@ -56,9 +55,7 @@ def read_config(folder: Path) -> WordsConfig:
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise UserError(f"{file}: {name} is {getattr(config, name)}; the world has {value}")
-    if config.hidden_size % (4 * config.num_heads):  # rotary positions take a quarter of a head each
-        sizes = f"hidden_size {config.hidden_size}, num_heads {config.num_heads}"
-        raise UserError(f"{file}: heads do not divide evenly ({sizes})")
+    require_even_heads(config, file)
     return config
 
 
@@ -89,28 +86,13 @@ class WordsBackbone(MicroBackbone):
     config: WordsConfig  # pyright: ignore[reportIncompatibleVariableOverride], narrower
     num_image_tokens = world.NUM_IMAGE_TOKENS
     grid = (world.ROWS, world.COLUMNS)
+    model_class = WordsModel
+    read_config = staticmethod(read_config)
 
     def __init__(self, model: nn.Module, reference: nn.Module | None = None):
         super().__init__(model, reference)
         base: Any = getattr(model, "get_base_model", lambda: model)()
         self.codebook: Tensor = base.codebook
-
-    @classmethod
-    def load(
-        cls,
-        checkpoint: Path,
-        lora: dict[str, Any] | None = None,
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-        frozen: bool = False,
-    ) -> "WordsBackbone":
-        """Load a checkpoint folder; see `prepare_policy`. Raises UserError if the folder contains no checkpoint."""
-        config = read_config(checkpoint)
-        config.name_or_path = str(checkpoint)
-        with torch.device("meta"):
-            model = WordsModel(config)
-        model = load_weights(model, checkpoint, torch.float32)
-        return cls(*prepare_policy(nn.Module.to(model, device), lora, seed, frozen))
 
     def encode_prompts(self, texts: Sequence[str]) -> Prompts:
         return self.on_device(encode_letters(texts))
