@@ -79,6 +79,9 @@ $(if $(strip $(METHODS)),,$(error METHODS names no method (some of: $(METHODS_KN
 $(if $(filter-out native reference upstream,$(LOOP)),$(error unknown LOOP `$(LOOP)` (one of: native upstream)))
 $(if $(filter-out none,$(LAUNCH)),$(call check,LAUNCH,accelerate))
 $(if $(filter ablate,$(MAKECMDGOALS)),$(if $(filter 1 2 3 4 5,$(A)),,$(error A names one of the paper's ablations (A=1 to A=5))))
+# Pictures of words are judged by the run's own evaluation; no benchmark's prompts suit that model.
+$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(filter words%,$(MODEL)),$(if $(BENCH),,$(error reproduce needs a benchmark, \
+	and none is for MODEL=$(MODEL): `make compare MODEL=$(MODEL)` trains, evaluates and compares))))
 endif
 
 BENCHES := geneval dpg microeval

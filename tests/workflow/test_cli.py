@@ -164,6 +164,11 @@ def test_the_shell_completes_commands_and_models(words, found):
     assert done.stdout.split() == [found]
 
 
+def test_reproduce_without_a_benchmark_for_the_words_is_refused():
+    done = subprocess.run(["make", "-n", "reproduce", "MODEL=words-free"], capture_output=True, text=True)
+    assert done.returncode == 2 and "`make compare MODEL=words-free` trains, evaluates" in done.stderr
+
+
 @pytest.mark.parametrize(("value", "resumed"), [("", False), ("0", False), ("1", True)])
 def test_resume_0_does_not_resume(value, resumed):
     done = subprocess.run(["make", "-n", "train", f"RESUME={value}"], capture_output=True, text=True)
