@@ -1,8 +1,8 @@
 """Settings of rollouts, and of the images that a benchmark's scorers judge."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from htgrpo_ext.section import NonNegative, Rows, Section, Seed, Share, Tokens
 
@@ -19,17 +19,17 @@ class Sampling(Section):
     guidance_interval: tuple[Share, Share] | None = None
     temperature: NonNegative
 
-    @model_validator(mode="after")
-    def _some_step_is_guided(self) -> Self:
-        if self.guidance and not self.guided_steps:
-            raise ValueError(f"guidance_interval has none of the {self.steps} steps in it (from <= t/T < to)")
-        return self
-
     @property
     def guided_steps(self) -> list[int]:
         """The steps that have guidance, of 0..T-1."""
         begin, end = self.guidance_interval or (0.0, 1.0)
         return [t for t in range(self.steps) if begin <= t / self.steps < end] if self.guidance else []
+
+    def problems(self, section: str) -> list[str]:
+        """What is wrong between these fields of a section, one line each."""
+        if not self.guidance or self.guided_steps:
+            return []
+        return [f"there is guidance, but none of the {self.steps} steps has it ({section}.guidance_interval)"]
 
 
 class Reuse(Section):
@@ -48,15 +48,16 @@ class RolloutSettings(Sampling):
     rollouts_per_prompt: Annotated[int, Field(ge=2, le=65_536)]
     reuse: Reuse | None = None
 
-    @model_validator(mode="after")
-    def _reuse_knows_what_appears(self) -> Self:
-        if self.refresh > 1 and self.sampler != "emerge":
-            raise ValueError("reuse needs the sampler emerge: the others draw all masked tokens to choose some")
-        return self
-
     @property
     def refresh(self) -> int:
         return self.reuse.refresh if self.reuse else 1
+
+    def problems(self, section: str) -> list[str]:
+        found = super().problems(section)
+        if self.refresh > 1 and self.sampler != "emerge":
+            why = f"{self.sampler} draws all masked tokens to choose some"
+            found.append(f"reuse needs the sampler emerge: {why} ({section}.reuse)")
+        return found
 
 
 class BenchmarkSampling(Sampling):

@@ -126,15 +126,17 @@ class MicroBackbone(Policy):
         attention_UL = prompts.attention_BL
         seen_US = torch.cat([attention_UL, attention_UL.new_ones(wanted_UN.shape)], dim=1)
         no_word_UL = wanted_UN.new_zeros(attention_UL.shape)
-        inputs = {
-            "input_ids": torch.cat([prompts.ids_BL, image_UN], dim=1),
-            "attention_mask": seen_US,
-            "positions": torch.cat([no_word_UL, wanted_UN], dim=1),
-        }
+        keeping = {}
         if kept is not None:
-            inputs["kept"] = kept
-            inputs["computed"] = None if kept.computed_UN is None else torch.cat([no_word_UL, kept.computed_UN], dim=1)
-        return self._policy(**inputs).logits
+            keeping = {"kept": kept, "computed": None}
+            if kept.computed_UN is not None:
+                keeping["computed"] = torch.cat([no_word_UL, kept.computed_UN], dim=1)
+        return self._policy(
+            input_ids=torch.cat([prompts.ids_BL, image_UN], dim=1),
+            attention_mask=seen_US,
+            positions=torch.cat([no_word_UL, wanted_UN], dim=1),
+            **keeping,
+        ).logits
 
     def decode(self, codes_BN: Tensor) -> Tensor:
         return decode_codes(codes_BN)
