@@ -133,6 +133,10 @@ class RunSettings(Section):
                 f"{MOST_TOKENS:,} tokens (rollout.prompts_per_cycle, rollout.rollouts_per_prompt)"
             )
         found += self.model.problems()
+        found += self.rollout.problems("rollout") + (self.sampling.problems("sampling") if self.sampling else [])
+        if self.rollout.refresh > 1 and not self.model.keeps_keys:
+            found.append(f"{self.model.name} keeps no keys and values between steps (rollout.reuse)")
+        found += self._inexact_rollouts() if self.method.exact_rollouts else []
         if self.eval and self.eval.world not in (None, self.model.world):
             found.append(
                 f"{self.eval.title} reads codes of the {self.eval.world} world, not images of {self.model.name} (eval)"
@@ -144,3 +148,11 @@ class RunSettings(Section):
                     f"{self.model.name} (reward.terms)"
                 )
         return found
+
+    def _inexact_rollouts(self) -> list[str]:
+        return [
+            f"{self.label or self.method.name} takes its ratio in the contexts that tokens were drawn in, so rollouts "
+            f"must be exact; leave out rollout.{key}"
+            for key in ("guidance_interval", "reuse")
+            if getattr(self.rollout, key) is not None
+        ]

@@ -224,10 +224,56 @@ def test_a_missing_setting_names_the_files(tmp_path):
             1,
             "tuning is lora, but there are no LoRA settings (model.tuning, model.lora)",
         ),
+        (
+            ["rollout.guidance=1", "rollout.guidance_interval=[0.6, 0.62]"],
+            1,
+            "there is guidance, but none of the 8 steps has it (rollout.guidance_interval)",
+        ),
+        (
+            ["sampling.guidance=1", "sampling.guidance_interval=[0.9, 0.1]"],
+            1,
+            "there is guidance, but none of the 8 steps has it (sampling.guidance_interval)",
+        ),
+        (
+            ["rollout.sampler=maskgit", "rollout.reuse={refresh: 2}"],
+            1,
+            "reuse needs the sampler emerge: maskgit draws all masked tokens to choose some (rollout.reuse)",
+        ),
     ],
 )
 def test_a_problem_between_fields_is_one_line(overrides, processes, line):
     assert errors([MODEL, HTGRPO], overrides, processes) == [line]
+
+
+@pytest.mark.parametrize("method", sorted(f.stem for f in (CONFIGS / "method").glob("*.yaml")))
+@pytest.mark.parametrize("setting", ["guidance_interval=[0.3, 1]", "reuse={refresh: 2}"])
+def test_only_methods_of_other_contexts_train_on_rollouts_that_are_not_exact(method, setting):
+    files = [CONFIGS / "model/mmada.yaml", CONFIGS / f"method/{method}.yaml"]
+    key, allowed = setting.partition("=")[0], method not in ("tracegrpo", "agrpo")
+    line = f"{method} takes its ratio in the contexts that tokens were drawn in, so rollouts must be exact; "
+    if allowed:
+        assert getattr(load_settings(files, [f"rollout.{setting}"]).rollout, key) is not None
+    else:
+        assert errors(files, [f"rollout.{setting}"]) == [f"{line}leave out rollout.{key}"]
+
+
+def test_a_model_that_keeps_nothing_refuses_reuse():
+    assert errors([CONFIGS / "model/amused.yaml", HTGRPO], ["rollout.sampler=emerge", "rollout.reuse.refresh=2"]) == [
+        "amused keeps no keys and values between steps (rollout.reuse)"
+    ]
+
+
+def test_an_interval_has_the_steps_that_begin_in_it():
+    for interval, steps, guided in (
+        ([0, 1], 3, [0, 1, 2]),
+        ([0.7, 1], 10, [7, 8, 9]),
+        ([0.25, 0.75], 4, [1, 2]),
+        ([0.3, 1], 12, list(range(4, 12))),
+        (None, 2, [0, 1]),
+    ):
+        sets = ["rollout.guidance=1", f"rollout.guidance_interval={interval or 'null'}", f"rollout.steps={steps}"]
+        assert load_settings([MODEL, HTGRPO], sets).rollout.guided_steps == guided
+    assert load_settings([MODEL, HTGRPO], ["rollout.guidance=0"]).rollout.guided_steps == []
 
 
 def test_all_problems_are_reported_at_once():

@@ -31,6 +31,8 @@ class Denoiser(Protocol):
         codes_UN   int64 [U, N], MASK where masked
         wanted_UN  bool [U, N], True at M positions. In rollouts it and the prompts' `attention_BL` are on the CPU,
                    where they can be read without waiting for the device; elsewhere they are where the model is
+
+        A model whose section says `keeps_keys` also takes `kept`, which says what to do with keys and values.
         """
         ...
 

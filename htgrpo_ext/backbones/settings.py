@@ -40,6 +40,7 @@ class ModelSection(Section):
     world: ClassVar[str | None] = None  # the world whose codes it paints; rewards and benchmarks may read them
     on_accelerators: ClassVar[bool] = True  # `htgrpo plan` shows memory and time of devices
     planned_on: ClassVar[Sequence[str]] = ("8 x A100-80G", "1 x H200")  # of these; workflow/plan.py knows them
+    keeps_keys: ClassVar[bool] = False  # `image_logits` takes `kept`, for `rollout.reuse`
     not_in_maskgrpo: ClassVar[str] = ""  # why MaskGRPO's loop cannot train it, if it cannot
 
     source: ClassVar[str] = ""  # the checkpoint's repository on Hugging Face, if it is published

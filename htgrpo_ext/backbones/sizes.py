@@ -90,6 +90,16 @@ class Sizes(NamedTuple):
         attention = 4 * self.sequence * self.width * (whole + queries)
         return matrices + attention + 2 * self.width * self.codebook * positions
 
+    def reused_flops(self, computed: int, wanted: int) -> float:
+        """FLOPs where only `computed` positions go through the blocks, and see kept keys and values of all others."""
+        matrices = 2 * (self.in_blocks + self.trained * self.adapters)
+        attention = 4 * self.sequence * self.width * self.layers
+        return computed * (matrices + attention) + 2 * self.width * self.codebook * wanted
+
+    def kept_memory(self, rows: int) -> int:
+        """Bytes of keys and values that rollouts keep: of these rows and of the fully masked one without a prompt."""
+        return (rows + 1) * self.sequence * self.layers * 2 * self.width * self.element
+
     def new_cost(self) -> int:
         """Cost of a row with gradient, in forwards.
 

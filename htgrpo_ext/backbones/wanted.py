@@ -1,18 +1,26 @@
-"""What a transformer's last block needs not compute: positions whose logits nobody wants.
+"""What a transformer needs not compute.
 
-Every position is read as key and value; but behind the last attention a position that is not wanted has no effect.
+In the last block: positions whose logits nobody wants. Every position is read as key and value; but behind the last
+attention one that is not wanted has no effect. And in all blocks what is kept from an earlier step (`core/kept.py`).
 
 U rows, S sequence positions, Q of them asked for in each row, D features, M wanted positions.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from htgrpo_ext.core.kept import Kept
+
 # Queries are rounded up to a multiple. Attention's kernels treat the queries of an incomplete block by other
 # arithmetic; in blocks of this size float32 results on the CPU are those of the whole sequence, bit for bit.
 BLOCK = 8
+
+
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a block's new keys and values -> those that queries see
 
 
 class Wanted(NamedTuple):
@@ -43,3 +51,27 @@ def wanted_positions(positions_US: Tensor, device: torch.device) -> Wanted | Non
 def at_places(t: Tensor, place_UQ: Tensor) -> Tensor:
     """The features [U, Q, D] of [U, S, D] at Q positions of each row."""
     return t.gather(1, place_UQ[..., None].expand(-1, -1, t.shape[-1]))
+
+
+class Computed(NamedTuple):
+    """Where a sequence is computed when keys and values of the rest are kept."""
+
+    place_UQ: Tensor  # int64, Q positions of each row: those to compute in order, then the first of them again
+    wanted_UQ: Tensor  # bool, where the flags of wanted positions are, on it
+
+
+def computed_positions(computed_US: Tensor, wanted_US: Tensor, device: torch.device) -> Computed:
+    """The positions to compute on `device`; both flags bool, on the CPU, and at least one position in each row."""
+    count_U1 = computed_US.sum(-1, keepdim=True)
+    most = -(-int(count_U1.max()) // BLOCK) * BLOCK
+    place_UQ = computed_US.byte().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    own_UQ = torch.arange(place_UQ.shape[1]) < count_U1
+    place_UQ = torch.where(own_UQ, place_UQ, place_UQ[:, :1])
+    return Computed(place_UQ.to(device, non_blocking=True), wanted_US.gather(1, place_UQ) & own_UQ)
+
+
+def keepers(kept: Kept | None, place_UQ: Tensor | None, length: int, blocks: int) -> list[Keep | None]:
+    """What each block does with its keys and values; None: nothing."""
+    if kept is None:
+        return [None] * blocks
+    return [partial(kept.of_block, block, place_UQ, length) for block in range(blocks)]

@@ -7,6 +7,8 @@ B images, N image tokens, V codebook, L prompt tokens; A images asked for, U row
 at once.
 """
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,23 @@ CPU_POSITIONS = 1536  # of a forward on a CPU: what its cache holds. Measured on
 class Drawing:
     """The `Draw` of one rollout batch; its sampler calls it once a step.
 
-    forward   the model
-    prompts   B rows
-    nobody    the unconditional row
-    guidance  0: the unconditional row is not computed
+    forward       the model
+    prompts       B rows
+    nobody        the unconditional row
+    guidance      0: the unconditional row is not computed
+    guided_steps  those that have guidance, None: all. Without it a step draws from the conditional law
     """
 
-    def __init__(self, forward: SharedForward, prompts: Prompts, nobody: Prompts, guidance: float):
-        self.forward, self.guidance, self.device = forward, guidance, prompts.ids_BL.device
+    def __init__(
+        self,
+        forward: SharedForward,
+        prompts: Prompts,
+        nobody: Prompts,
+        guidance: float,
+        guided_steps: Container[int] | None = None,
+    ):
+        self.forward, self.device, self._wanted_guidance = forward, prompts.ids_BL.device, (guidance, guided_steps)
+        self.guidance = guidance  # of the step
         # What decides which rows there are is kept on the CPU, so that no step waits for the device.
         self.prompts, self.nobody = (p._replace(attention_BL=p.attention_BL.cpu()) for p in (prompts, nobody))
         attention_BL = self.prompts.attention_BL.long()
@@ -36,7 +47,9 @@ class Drawing:
         self._prompt_B = torch.unique(key_BK, dim=0, return_inverse=True)[1]  # equal prompts, the shortest first
         self._begun_B = torch.zeros(len(key_BK), dtype=torch.bool)  # whether a token of the image was ever wanted
 
-    def __call__(self, codes_BN: Tensor, wanted_BN: Tensor, uniform_BN: Tensor) -> Drawn:
+    def __call__(self, codes_BN: Tensor, wanted_BN: Tensor, uniform_BN: Tensor, step: int) -> Drawn:
+        guidance, guided_steps = self._wanted_guidance
+        self.guidance = guidance if guided_steps is None or step in guided_steps else 0.0
         wanted_BN = wanted_BN.cpu()
         asked_B = wanted_BN.any(-1)
         # Sorted by prompt, and so by its length: pads that all rows of a batch have are not computed. Images of a
@@ -91,21 +104,30 @@ class Drawing:
         begun_U, slot_UN = self._begun_B[rows_U], packed_slots(wanted_UN)
         prompts = Prompts(*(t[rows_U.to(t.device, non_blocking=True)] for t in self.prompts))
         if not self.guidance:
-            logits_MV = self.forward.logits(prompts, codes_UN, wanted_UN, "rollout")
+            logits_MV = self._answers(prompts, codes_UN, wanted_UN, rows_U)
             return logits_MV, logits_MV, slot_UN
         # One batch: the rows, and below them those without a prompt. A fully masked one is the same for all images.
         own_U = begun_U.nonzero()[:, 0]
         nobody = self.nobody.repeat(len(own_U))
         both = Prompts(*map(torch.cat, zip(prompts, nobody, strict=True)))
         codes_UN = torch.cat([codes_UN, codes_UN[self._there(own_U)]])
-        both_MV = self.forward.logits(both, codes_UN, torch.cat([wanted_UN, wanted_UN[own_U]]), "rollout")
+        places = torch.cat([rows_U, rows_U[own_U] + len(self._begun_B)])
+        both_MV = self._answers(both, codes_UN, torch.cat([wanted_UN, wanted_UN[own_U]]), places)
         logits_MV, other_MV = both_MV.split([int(wanted_UN.sum()), int(wanted_UN[own_U].sum())])
         if begun_U.all():
             return logits_MV, other_MV, slot_UN
-        first_NV = self.forward.first_logits(self.nobody, wanted_UN.shape[1])
+        first_NV = self._first_logits(wanted_UN.shape[1])
         other_UN = torch.arange(wanted_UN.shape[1]).repeat(len(rows_U), 1)  # in first_NV
         other_UN[own_U] = packed_slots(wanted_UN[own_U]) + len(first_NV)
         return logits_MV, torch.cat([first_NV, other_MV]) if len(own_U) else first_NV, other_UN
+
+    def _answers(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, place_U: Tensor) -> Tensor:
+        """Logits [M, V] of rows; their places are those of the images, and B more for an image without its prompt."""
+        return self.forward.logits(prompts, codes_UN, wanted_UN, "rollout")
+
+    def _first_logits(self, num_tokens: int) -> Tensor:
+        """Logits [N, V] of the fully masked image without a prompt."""
+        return self.forward.first_logits(self.nobody, num_tokens)
 
     def _most(self, codes_BN: Tensor) -> int:
         """Images of a batch, for speed."""

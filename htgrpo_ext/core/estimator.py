@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from htgrpo_ext.core.batches import BatchSize
+from htgrpo_ext.core.kept import Kept
 from htgrpo_ext.core.log_probs import chosen_log_probs
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts, Update, add_up
 
-ImageLogits = Callable[[Prompts, Tensor, Tensor], Tensor]  # prompts [U], codes [U, N], wanted [U, N] -> [M, V]
+ImageLogits = Callable[..., Tensor]  # prompts [U], codes [U, N], wanted [U, N] -> [M, V]; some also take `kept`
 
 
 def distinct_rows(prompts: Prompts, codes_RN: Tensor) -> tuple[Prompts, Tensor, Tensor]:
@@ -64,23 +65,32 @@ class SharedForward:
         self.rows.clear()
         self._first_NV = None
 
-    def logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kind: str) -> Tensor:
-        """Logits [M, V] at the wanted positions of U rows, row-major, in the type that the model gives."""
+    def logits(
+        self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kind: str, kept: Kept | None = None
+    ) -> Tensor:
+        """Logits [M, V] at the wanted positions of U rows, row-major, in the type that the model gives.
+
+        kept  what to do with keys and values that are kept from one call to another
+        """
+
+        def of_batch(part: slice) -> Tensor:
+            keywords = {} if kept is None else {"kept": kept.of_rows(part)}
+            return self.image_logits(prompts.rows(part), codes_UN[part], wanted_UN[part], **keywords)
+
         self.rows[kind] += len(codes_UN)
-        parts = self.batch_size.batches(
-            len(codes_UN),
-            codes_UN.device,
-            lambda part: self.image_logits(prompts.rows(part), codes_UN[part], wanted_UN[part]),
-        )
+        parts = self.batch_size.batches(len(codes_UN), codes_UN.device, of_batch)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def first_logits(self, prompt: Prompts, num_tokens: int) -> Tensor:
         """Logits [N, V] of the fully masked image under the unconditional row: one forward per policy."""
         if self._first_NV is None:
-            codes_1N = torch.full((1, num_tokens), MASK, device=prompt.ids_BL.device)
-            everywhere_1N = torch.ones(1, num_tokens, dtype=torch.bool)
-            self._first_NV = self.logits(prompt, codes_1N, everywhere_1N, "rollout")
+            self._first_NV = self.blank_logits(prompt, num_tokens)
         return self._first_NV
+
+    def blank_logits(self, prompt: Prompts, num_tokens: int, kept: Kept | None = None) -> Tensor:
+        """Logits [N, V] of the fully masked image under one prompt."""
+        codes_1N = torch.full((1, num_tokens), MASK, device=prompt.ids_BL.device)
+        return self.logits(prompt, codes_1N, torch.ones(1, num_tokens, dtype=torch.bool), "rollout", kept)
 
     def log_probs(self, prompts: Prompts, codes_BN: Tensor, updates: Sequence[Update], kind: str) -> list[Tensor]:
         """Log-probabilities of every update's targets, each in its own view: the terms of the ratio (Eq. 3, 13).

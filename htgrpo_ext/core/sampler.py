@@ -1,7 +1,7 @@
 """Samplers of masked-diffusion image generators, recording when each token was unmasked.
 
-A sampler calls `draw(codes_BN, wanted_BN, uniform_BN) -> Drawn`: codes drawn from the model's distributions at the M
-wanted positions, row-major. What is not wanted is not computed; `core/drawing.py` says how. A sampler owns no
+A sampler calls `draw(codes_BN, wanted_BN, uniform_BN, step) -> Drawn`: codes drawn from the model's distributions at
+the M wanted positions, row-major. What is not wanted is not computed; `core/drawing.py` says how. A sampler owns no
 randomness: `uniform(step) -> [B, 2, N]` supplies two numbers in [0, 1) per token and step, on the CPU. A masked token
 is MASK in `codes`. A finished token is never masked again, as in the samplers of MaskGRPO, MMaDA and Lumina-DiMOO.
 
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
     entropy_M: Tensor  # float32, of the distribution, in nats
 
 
-Draw = Callable[[Tensor, Tensor, Tensor], Drawn]  # codes [B, N], wanted [B, N] (on any device), uniform noise [B, N]
+Draw = Callable[[Tensor, Tensor, Tensor, int], Drawn]  # codes, wanted (on any device), uniform noise, [B, N]; the step
 Uniform = Callable[[int], Tensor]
 
 
@@ -114,7 +114,7 @@ def emerge(draw: Draw, uniform: Uniform, shape: tuple[int, int], steps: int, dev
     for step in range(steps):
         now_BN = appears_BN == step  # on the CPU: what is wanted is known without waiting for the device
         if now_BN.any():
-            drawn, finished_BN = draw(rollout.codes_BN, now_BN, noise_BN), now_BN.to(device, non_blocking=True)
+            drawn, finished_BN = draw(rollout.codes_BN, now_BN, noise_BN, step), now_BN.to(device, non_blocking=True)
             rollout = _unmask(rollout, step, finished_BN, *_at(finished_BN, drawn.code_M, drawn.entropy_M))
     return rollout
 
@@ -160,7 +160,7 @@ def _by_confidence(
         if not wanted_BN.any():
             break
         token_noise_BN, rank_noise_BN = uniform(step).to(device, non_blocking=True).unbind(1)
-        drawn = draw(rollout.codes_BN, wanted_BN, token_noise_BN)
+        drawn = draw(rollout.codes_BN, wanted_BN, token_noise_BN, step)
         code_BN, prob_BN, entropy_BN = _at(masked_BN, *drawn)
         finished_BN = masked_BN
         if step < steps - 1:

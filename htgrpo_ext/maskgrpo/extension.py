@@ -77,7 +77,8 @@ class Extension:
             Draws(settings.seed, rows[0]["cycle"], [row["place"] for row in rows[::G]], G),
         )
         with run.timed("rollout"):
-            rollout = generate(self.backbone, self.forward, prompts, draws, settings.rollout)
+            sampling = settings.rollout
+            rollout = generate(self.backbone, self.forward, prompts, draws, sampling, sampling.refresh)
         codes_BN = rollout.codes_BN
         batch, updates = plan_updates(settings, rollout, prompts, draws)
         with run.timed("reward"):  # servers work while the old and the reference policy are scored

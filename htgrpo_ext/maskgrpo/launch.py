@@ -143,6 +143,11 @@ def published_problems(settings: RunSettings) -> list[str]:
             f"MaskGRPO as published always samples with emerge in {PUBLISHED_STEPS} steps; set rollout.sampler and "
             "rollout.steps so, or use METHOD=maskgrpo-fixed"
         )
+    found += [
+        f"MaskGRPO as published has rollouts of its own; leave out rollout.{key}, or use METHOD=maskgrpo-fixed"
+        for key in ("guidance_interval", "reuse")
+        if getattr(rollout, key) is not None
+    ]
     if settings.loop.updates_per_rollout == 1:
         found.append("MaskGRPO as published cannot run with one update (loop.updates_per_rollout)")
     if settings.model.tuning != "lora":

@@ -27,6 +27,9 @@ class Method(Section):
     ties: Ties = "raster"
 
     average: ClassVar[Literal["rollout", "token"]] = "rollout"  # how the objective averages over the support
+    exact_rollouts: ClassVar[bool] = (
+        False  # its ratio is taken in the sampler's own contexts: they must be drawn exactly
+    )
     old_from_first_update: ClassVar[bool] = True  # at update 0 theta = theta_old, so its forward gives pi_old as well
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":

@@ -5,7 +5,7 @@ Each token is scored in the context it was generated in: tokens of earlier steps
 B rollouts, N image tokens, K updates.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from htgrpo_ext.methods.base import Method
 from htgrpo_ext.section import Tokens
@@ -27,6 +27,8 @@ class TraceGRPO(Method):
     name: Literal["tracegrpo"]
     merged_steps: Tokens = 1
     steps_per_update: Tokens | None = None
+
+    exact_rollouts: ClassVar[bool] = True
 
     def updates(self, batch: "RolloutBatch", draws: "Draws", count: int) -> "list[Update]":
         """One view per group of steps: earlier groups visible, the group's own tokens targets, all weigh 1 (Eq. 16)."""

@@ -39,6 +39,7 @@ SMALL_SIDE = 192  # pixels of a picture over the cycles
 HELD_OUT_ROWS, ROLLOUT_ROWS = 8, 4
 FORWARD_KINDS = {
     "rollout": "denoising steps of the rollouts",
+    "reused": "denoising steps that compute only what has changed",
     "old": "log-probabilities of the rollout policy",
     "reference": "log-probabilities of the reference policy",
     "new": "log-probabilities with gradient",

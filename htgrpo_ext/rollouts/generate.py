@@ -9,31 +9,51 @@ from htgrpo_ext.backbones.base import Denoiser
 from htgrpo_ext.core.drawing import Drawing
 from htgrpo_ext.core.estimator import SharedForward
 from htgrpo_ext.core.randomness import Draws
+from htgrpo_ext.core.reuse import ReusingDrawing
 from htgrpo_ext.core.sampler import SAMPLERS, Rollout
 from htgrpo_ext.core.views import Prompts, RolloutBatch
 from htgrpo_ext.errors import UserError, one_line
 from htgrpo_ext.rollouts.settings import Sampling
 
 
-def generate(backbone: Denoiser, forward: SharedForward, prompts: Prompts, draws: Draws, settings: Sampling) -> Rollout:
+def generate(
+    backbone: Denoiser,
+    forward: SharedForward,
+    prompts: Prompts,
+    draws: Draws,
+    settings: Sampling,
+    refresh: int = 1,
+) -> Rollout:
     """Sample one image for each of B prompt rows.
 
     draws     the noise of these rows
     settings  guidance above 0 runs every canvas a second time without its prompt
+    refresh   above 1: only every so many steps all is computed (`rollout.reuse`), for as many images at a time as a
+              batch has rows, so that what is kept does not grow with the images
 
     Raises UserError if a batch does not fit into the device's memory.
     """
-    tokens = backbone.num_image_tokens
+    tokens, nobody = backbone.num_image_tokens, backbone.unconditional()
     options = {} if settings.sampler == "emerge" else {"temperature": settings.temperature}
-    try:
+    count, device = len(prompts.ids_BL), prompts.ids_BL.device
+
+    def of_images(part: slice) -> Rollout:
+        rows = prompts.rows(part)
+        law = forward, rows, nobody, settings.guidance, settings.guided_steps
         return SAMPLERS[settings.sampler](
-            Drawing(forward, prompts, backbone.unconditional(), settings.guidance),
-            lambda step: draws.uniform("rollout", step, shape=(2, tokens)),
-            (len(prompts.ids_BL), tokens),
+            Drawing(*law) if refresh == 1 else ReusingDrawing(*law, tokens, refresh),
+            lambda step: draws.uniform("rollout", step, shape=(2, tokens))[part],
+            (len(rows.ids_BL), tokens),
             settings.steps,
-            device=prompts.ids_BL.device,
+            device=device,
             **options,
         )
+
+    try:
+        if refresh == 1:
+            return of_images(slice(0, count))
+        parts = forward.batch_size.batches(count, device, of_images)
+        return Rollout(*map(torch.cat, zip(*parts, strict=True)))
     except torch.OutOfMemoryError as error:
         advice = "not even one row fits" if forward.batch_size.is_auto else "try auto"
         raise UserError(f"rollouts: out of memory ({one_line(error, 100)}); loop.batch_size: {advice}") from None

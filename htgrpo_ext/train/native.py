@@ -139,14 +139,14 @@ def roll_out(
     """
     run, settings = loop.run, loop.run.settings
     G, A = settings.rollout.rollouts_per_prompt, settings.loop.micro_batches
-    rollouts, pending = [], []
+    rollouts, pending, refresh = [], [], settings.rollout.refresh
     for a in range(A):
         run.stop.check()
         places = even_share(len(share), a, A)
         part = slice(places.start * G, places.stop * G)
         draws = Draws(settings.seed, cycle, share[places.start : places.stop], G)
         with run.timed("rollout"):
-            rollouts.append(generate(loop.backbone, loop.forward, rows.rows(part), draws, settings.rollout))
+            rollouts.append(generate(loop.backbone, loop.forward, rows.rows(part), draws, settings.rollout, refresh))
         with run.timed("reward"):
             codes_BN = rollouts[-1].codes_BN
             pending.append(run.rewards.begin(prompts[part], codes_BN, partial(loop.backbone.decode, codes_BN)))

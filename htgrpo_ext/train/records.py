@@ -69,7 +69,9 @@ def log_cycle(
     """
     device = judged.reward_B.device
     structure, refinement = gathered(torch.tensor([entropies], device=device)).mean(0).tolist()
-    kinds = ("rollout", "old", "reference", "new")
+    kinds = ["rollout", "old", "reference", "new"]
+    if run.settings.rollout.refresh > 1:
+        kinds.insert(1, "reused")
     rows = gathered(torch.tensor([[forwards[kind] for kind in kinds]], device=device)).sum(0).tolist()
     values = {**judged.metrics, "entropy_structure": structure, "entropy_refinement": refinement}
     write_cycle(run, cycle, values | {"forwards": dict(zip(kinds, rows, strict=True))})

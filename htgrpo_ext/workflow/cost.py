@@ -31,7 +31,7 @@ def painting_hours(settings: RunSettings, sizes: Sizes, images: int, device: Dev
     """Hours of one accelerator for the forwards that images take; decoding is not counted."""
     sampling = settings.sampling
     assert sampling is not None
-    passes = 2 if sampling.guidance else 1
+    passes = 1 + len(sampling.guided_steps) / sampling.steps
     masked = sum(cosine_masked_share(step / sampling.steps) for step in range(sampling.steps))
     wanted = sizes.num_image_tokens * (
         1 if sampling.sampler == "emerge" else masked

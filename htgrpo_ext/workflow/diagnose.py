@@ -34,6 +34,7 @@ from htgrpo_ext.report.diagnosis_figure import write_figure
 from htgrpo_ext.report.tables import terminal
 from htgrpo_ext.rewards.mix import Rewards
 from htgrpo_ext.rollouts.generate import generate
+from htgrpo_ext.rollouts.settings import RolloutSettings
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.progress import counted
 from htgrpo_ext.train.run import prompt_sources
@@ -51,10 +52,12 @@ def diagnose(runs: Sequence[RunSettings], prompts: int, adapter: Path | None, ou
     prompts  P
     adapter  folder of an adapter to fold into the model first
 
-    Returns what diagnosis.json holds. Raises UserError, before a model is loaded, for a folder that is in use, weights
-    that are missing, prompts that the model cannot read and rewards that do not answer; later, if no group has spread.
+    Returns what diagnosis.json holds. Raises UserError, before a model is loaded, for rollouts that are not exact, a
+    folder that is in use, weights that are missing, prompts that the model cannot read and rewards that do not answer;
+    later, if no group has spread.
     """
     settings, began = runs[0], time.monotonic()
+    refuse_inexact(settings.rollout)
     if absent := settings.model.absent(settings.reward.reads_pixels):
         raise UserError("\n".join(absent))
     with new_folder(out, SIZE) as folder:
@@ -98,6 +101,15 @@ def diagnose(runs: Sequence[RunSettings], prompts: int, adapter: Path | None, ou
         write_atomically(folder / "diagnosis.md", as_text(found))
         write_figure(found, folder / "diagnosis.png")
     return found
+
+
+def refuse_inexact(rollout: RolloutSettings) -> None:
+    """Raises UserError for rollouts of another law than the one whose gradient is taken."""
+    for key in ("guidance_interval", "reuse"):
+        if getattr(rollout, key) is not None:
+            raise UserError(
+                f"the exact gradient is that of exact rollouts, one law in all steps; leave out rollout.{key}"
+            )
 
 
 def print_diagnosis(found: dict, out: Path) -> None:

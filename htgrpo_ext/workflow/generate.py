@@ -124,7 +124,7 @@ def record_of(
         images_per_prompt=suite.images_per_prompt,
         seed=sampling.seed,
         size=(0, 0),
-        sampler=sampling.model_dump(exclude={"seed"}),
+        sampler=sampling.model_dump(mode="json", exclude={"seed"}, exclude_defaults=True),  # as of sets without them
         model=model.model_dump(mode="json"),
         weights=checkpoint_digest([model.checkpoint, getattr(model, "vq_checkpoint", None)]),
         adapter=adapter_digest(adapter.expanduser()) if adapter else None,

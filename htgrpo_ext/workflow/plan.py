@@ -20,6 +20,7 @@ from torch import Tensor
 from htgrpo_ext.backbones.sizes import Sizes
 from htgrpo_ext.core.batches import BatchSize
 from htgrpo_ext.core.estimator import SharedForward
+from htgrpo_ext.core.kept import Kept
 from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.views import Prompts, Update
 from htgrpo_ext.errors import UserError
@@ -72,6 +73,14 @@ class PlannedEvaluation(NamedTuple):
     times: int  # in the run, before and after training included
 
 
+class Reused(NamedTuple):
+    """Rollout rows that compute only what has changed (`rollout.reuse`)."""
+
+    rows: int = 0
+    computed: int = 0  # positions that go through the blocks
+    wanted: int = 0  # positions whose logits are wanted
+
+
 class Plan(NamedTuple):
     """The plan of one cycle over all P prompts; a row is one prompt with one canvas."""
 
@@ -84,10 +93,15 @@ class Plan(NamedTuple):
     sizes: Sizes
     rollout_positions: int  # whose logits the rollouts want
     evaluation: PlannedEvaluation | None = None
+    reused: Reused = Reused()
 
     def cost(self, rows: dict[str, int]) -> int:
         """Cost of these rows, backward included, in forwards of one row."""
         return sum(COST[kind] * rows[kind] for kind in KINDS)
+
+    def reused_cost(self) -> float:
+        """Cost of the rows that compute only what has changed, likewise."""
+        return self.reused.computed / self.sizes.sequence
 
     def peak_memory(self) -> int:
         """Peak memory in bytes. Rollout and update do not overlap, so the larger of the two counts."""
@@ -105,6 +119,7 @@ class Simulated(NamedTuple):
     positions_at_once: int  # most positions with gradient in one micro-batch
     rollout_positions: int  # whose logits the rollouts want
     rollout_positions_of_a_row: int  # most of them
+    reused: Reused
 
 
 class StubBackbone:
@@ -117,12 +132,18 @@ class StubBackbone:
         self.prompts, self.nobody, self.num_image_tokens = prompts, nobody, num_image_tokens
         self.positions = 0  # at which logits were wanted so far
         self.positions_of_a_row = 0  # most of them
+        self.reused = Reused()
 
     def unconditional(self) -> Prompts:
         return self.nobody
 
-    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
-        self.positions += (count := int(wanted_UN.sum()))
+    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kept: Kept | None = None) -> Tensor:
+        count = int(wanted_UN.sum())
+        if kept is None or kept.computed_UN is None:
+            self.positions += count
+        else:
+            more = Reused(len(codes_UN), int(kept.computed_UN.sum()), count)
+            self.reused = Reused(*map(sum, zip(self.reused, more, strict=True)))
         self.positions_of_a_row = max(self.positions_of_a_row, int(wanted_UN.sum(-1).max()))
         return torch.zeros(count, STUB_CODES)
 
@@ -138,7 +159,7 @@ def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
     K, A, P = loop.updates_per_rollout, loop.micro_batches, settings.rollout.prompts_per_cycle
     forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
     rows, draws = backbone.prompts.repeat(G), Draws(settings.seed, 0, range(P), G)
-    rollout = generate(backbone, forward, rows, draws, settings.rollout)
+    rollout = generate(backbone, forward, rows, draws, settings.rollout, settings.rollout.refresh)
     sampled = backbone.positions, backbone.positions_of_a_row
     updates = plan_updates(settings, rollout, rows, draws)[1]
     most_rows = most_positions = 0
@@ -149,7 +170,9 @@ def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
             scores.of(method.update_index(k, a, A, K))
             most_rows = max(most_rows, forward.rows["new"] - rows_before)
             most_positions = max(most_positions, backbone.positions - positions_before)
-    return Simulated(updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions, *sampled)
+    return Simulated(
+        updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions, *sampled, backbone.reused
+    )
 
 
 @torch.no_grad()
@@ -172,9 +195,8 @@ def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
     """Rows by kind without sharing: one row per rollout, view and update, in a pass each for old, reference and new."""
     rollout, kl = settings.rollout, settings.loop.kl_coefficient > 0
     scored = sum(int((view.target_BN > 0).any(-1).sum()) for update in updates for view in update.views)
-    passes = 2 if rollout.guidance else 1
-    images = rollout.prompts_per_cycle * rollout.rollouts_per_prompt
-    return {"rollout": images * rollout.steps * passes, "old": scored, "reference": scored * kl, "new": scored}
+    images, steps = rollout.prompts_per_cycle * rollout.rollouts_per_prompt, rollout.steps + len(rollout.guided_steps)
+    return {"rollout": images * steps, "old": scored, "reference": scored * kl, "new": scored}
 
 
 def plan(settings: RunSettings, processes: int = 1) -> Plan:
@@ -187,19 +209,21 @@ def plan(settings: RunSettings, processes: int = 1) -> Plan:
     rollout = settings.rollout.model_copy(update={"prompts_per_cycle": settings.rollout.prompts_per_cycle // processes})
     settings = settings.model_copy(update={"rollout": rollout})
     backbone = StubBackbone(*settings.model.planned_prompts(rollout.prompts_per_cycle), settings.model.num_image_tokens)
-    updates, rows, at_once, positions, sampled, of_a_row = simulate(settings, backbone)
+    updates, rows, at_once, positions, sampled, of_a_row, reused = simulate(settings, backbone)
     sizes, batch_size = settings.model.sizes(), rows_per_forward(settings)
     memory = sizes.memory(at_once, positions, batch_size)
     if settings.model.on_accelerators:
-        passes = 2 if rollout.guidance else 1
+        passes = 2 if rollout.guided_steps else 1
         images = min(batch_size, rollout.prompts_per_cycle // settings.loop.micro_batches * rollout.rollouts_per_prompt)
         memory[ROLLOUT] = sizes.rollout_memory(min(batch_size, passes * images), passes * images * of_a_row)
+        if rollout.refresh > 1:
+            memory[ROLLOUT] += sizes.kept_memory(passes * images)
     planned, naive, evaluation = (
         _planned(settings, updates),
         naive_rows(settings, updates),
         planned_evaluation(settings),
     )
-    return Plan(settings, planned, naive, rows, at_once, memory, sizes, sampled, evaluation)
+    return Plan(settings, planned, naive, rows, at_once, memory, sizes, sampled, evaluation, reused)
 
 
 def rows_per_forward(settings: RunSettings) -> int:
@@ -248,10 +272,17 @@ def print_plan(settings: RunSettings) -> None:
     forwards = _table("forwards per prompt and cycle, in rows", "", *KINDS, "scoring", "cost")
     for name, rows in (("unshared", planned.naive), ("run", planned.rows)):
         scoring = sum(rows[kind] for kind in KINDS[1:])
-        counts = (*(rows[kind] for kind in KINDS), scoring, planned.cost(rows))
+        cost = planned.cost(rows) + (planned.reused_cost() if name == "run" else 0)
+        counts = (*(rows[kind] for kind in KINDS), scoring, cost)
         forwards.add_row(name, *(f"{count / rollout.prompts_per_cycle:.1f}".removesuffix(".0") for count in counts))
     console.print(forwards)
     console.print("unshared: a row for every rollout, view and update; run: equal rows shared, as measured")
+    if reused := planned.reused.rows:
+        each = planned.reused.computed / reused
+        console.print(
+            f"reuse: {reused / rollout.prompts_per_cycle:.1f} rollout rows more, each of {each:.0f} positions in place "
+            f"of {planned.sizes.sequence}; the cost has them"
+        )
     console.print("scoring: old + reference + new; cost: all, with a new row counted three times for its backward\n")
 
     images, micro = P * G, P // loop.micro_batches
@@ -296,6 +327,7 @@ def seconds(planned: Plan, device: Device) -> dict[str, float]:
     """Seconds of one cycle by part, at `UTILISATION` of the device's figure; without rewards, decoding, optimizer."""
     rows, sizes, speed = planned.rows, planned.sizes, UTILISATION * device.flops
     flops = {"rollout": sizes.rollout_flops(rows["rollout"], planned.rollout_positions)}
+    flops["rollout"] += sizes.reused_flops(planned.reused.computed, planned.reused.wanted)
     flops["score"] = (rows["old"] + rows["reference"]) * sizes.row_flops()
     flops["update"] = rows["new"] * sizes.new_cost() * sizes.row_flops()
     return {part: count / speed for part, count in flops.items()}

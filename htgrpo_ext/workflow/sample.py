@@ -91,7 +91,8 @@ def _about(
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError(f"prompt {prompt!r}: not UTF-8 text") from None
-    made = {"model": settings.model.model_dump(mode="json"), "rollout": settings.rollout.model_dump(mode="json")}
+    rollout = settings.rollout.model_dump(mode="json", exclude={"reuse"}, exclude_defaults=True)  # drawn without reuse
+    made = {"model": settings.model.model_dump(mode="json"), "rollout": rollout}
     made |= {"adapter": str(adapter) if adapter else None, "image": image, "place": place}
     return {"prompt": prompt, "seed": str(seed), "settings": json.dumps(made)}
 

@@ -149,9 +149,9 @@ def test_emerge_unmasks_the_same_counts_on_average():
 def test_emerge_asks_for_the_tokens_that_appear_and_for_nothing_else():
     wanted = []
 
-    def watched(codes_BN, wanted_BN, uniform_BN):
+    def watched(codes_BN, wanted_BN, uniform_BN, step):
         wanted.append(wanted_BN)
-        return drawing(coin)(codes_BN, wanted_BN, uniform_BN)
+        return drawing(coin)(codes_BN, wanted_BN, uniform_BN, step)
 
     rollout = emerge(watched, noise((5, 40), 6), (5, 40), 7)
     for step, wanted_BN in enumerate(wanted):

@@ -96,6 +96,15 @@ def test_adapters_give_the_numbers_of_the_cpu(on, checkpoint, tmp_path):
     assert_same(logged, one_cycle("htgrpo", checkpoint, tmp_path / "here", *LORA)[0])
 
 
+def test_reuse_gives_the_numbers_of_the_cpu(on, checkpoint, tmp_path):
+    """With guidance that begins inside a period."""
+    more = ("rollout.reuse.refresh=3", "rollout.guidance=1", "rollout.guidance_interval=[0.3, 1]", "rollout.steps=5")
+    logged, _ = one_cycle("htgrpo", checkpoint, tmp_path / "there", *more)
+    assert logged[-1]["forwards"]["reused"] > 0
+    on("cpu")
+    assert_same(logged, one_cycle("htgrpo", checkpoint, tmp_path / "here", *more)[0])
+
+
 @pytest.mark.parametrize("more", [(), LORA], ids=["full", "lora"])
 def test_a_run_resumes_there_from_a_checkpoint_that_names_no_device(more, checkpoint, tmp_path):
     with started("htgrpo", checkpoint, tmp_path / "run", *more) as loop:

@@ -44,7 +44,7 @@ class StubModel(nn.Module):
 def drawing(logits: Callable[[Tensor], Tensor]) -> Draw:
     """Draws for a sampler from a function that gives the logits [M, V] of all masked positions, row-major."""
 
-    def draw(codes_BN: Tensor, wanted_BN: Tensor, uniform_BN: Tensor):
+    def draw(codes_BN: Tensor, wanted_BN: Tensor, uniform_BN: Tensor, step: int):
         return draw_codes(logits(codes_BN)[wanted_BN[codes_BN == MASK]], uniform_BN[wanted_BN])
 
     return draw

@@ -1,5 +1,7 @@
 """What the hooks answer, without MaskGRPO: masks and shares against the objective's own average, written out."""
 
+import re
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,11 @@ def test_maskgrpo_as_published_with_an_evaluation_is_refused():
     files = [CONFIGS / "model/mmada.yaml", CONFIGS / "method/maskgrpo.yaml"]
     assert published_problems(load_settings(files)) == []
     benchmark = load_settings([CONFIGS / "model/micro.yaml", files[1]]).eval
+    for setting in ("guidance_interval=[0.3, 1]", "reuse.refresh=2"):
+        assert published_problems(load_settings(files, [f"rollout.{setting}"])) == [
+            f"MaskGRPO as published has rollouts of its own; leave out rollout.{re.split('[=.]', setting)[0]}, or use "
+            "METHOD=maskgrpo-fixed"
+        ]
     settings = load_settings(files).model_copy(update={"eval": benchmark})
     assert published_problems(settings) == [
         "MaskGRPO as published cannot be evaluated: its model class has no backbone of ours (eval)"

@@ -12,6 +12,7 @@ from helpers.paths import CONFIGS
 from helpers.upstream_stub import Brightness
 from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 from htgrpo_ext.config import load_settings
+from htgrpo_ext.errors import UserError
 from htgrpo_ext.workflow.diagnose import diagnose
 from htgrpo_ext.workflow.diagnosis_settings import settings_of
 
@@ -33,6 +34,15 @@ TINY = [
 
 def by_name(found: dict) -> dict:
     return {(record["method"], record["update"]): record for record in found["methods"]}
+
+
+@pytest.mark.parametrize("setting", ["guidance_interval=[0.5, 1]", "reuse.refresh=2"])
+def test_rollouts_that_are_not_exact_are_refused_before_a_model_is_loaded(setting, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("htgrpo_ext.workflow.diagnose.load_backbone", None)
+    run = tiny_settings("htgrpo", checkpoint, tmp_path, "rollout.guidance=1", f"rollout.{setting}", *settings_of(2))
+    with pytest.raises(UserError, match=r"^the exact gradient is that of exact rollouts, .*; leave out rollout\.\w+$"):
+        diagnose([run], 2, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("reward_with_spread")

@@ -17,6 +17,7 @@ from htgrpo_ext.workflow.plan import (
     naive_rows,
     plan,
     print_plan,
+    seconds,
     simulate,
 )
 
@@ -90,6 +91,45 @@ def test_the_first_sampler_step_is_one_row_a_prompt_and_guidance_adds_one_for_al
     guided = simulate(settings_of("htgrpo", "rollout.guidance=3.5"), wide_backbone())[1]["rollout"]
     assert guided == P * (1 + (T - 1) * G) + 1 + P * (T - 1) * G
     assert naive_rows(settings_of("htgrpo", "rollout.guidance=3.5"), [])["rollout"] == 2 * P * G * T
+
+
+def test_guidance_in_half_of_the_steps_saves_half_of_the_unconditional_rows():
+    late = settings_of("htgrpo", "rollout.guidance=3.5", "rollout.guidance_interval=[0.5, 1]")
+    assert simulate(late, wide_backbone())[1]["rollout"] == P * (1 + (T - 1) * G) + P * G * T // 2
+    assert naive_rows(late, [])["rollout"] == P * G * (T + T // 2)
+    early = settings_of("htgrpo", "rollout.guidance=3.5", "rollout.guidance_interval=[0, 0.5]")
+    assert simulate(early, wide_backbone())[1]["rollout"] == P * (1 + (T - 1) * G) + 1 + P * G * (T // 2 - 1)
+
+
+def test_reuse_counts_whole_rows_and_the_positions_of_the_others(capsys):
+    """Steps 0 and 2 of 4 are whole; 1 and 3 compute the tokens of two steps: all tokens in the end."""
+    settings = settings_of("htgrpo", "rollout.reuse.refresh=2")
+    found = simulate(settings, wide_backbone(500))
+    assert found.rows["rollout"] == P * (1 + G)
+    assert found.reused.rows == P * G * 2 and found.reused.computed == P * G * 500
+    plain = simulate(settings_of("htgrpo"), wide_backbone(500))
+    # The first step is shared; of the others each token is wanted once, in a whole row or in a reusing one.
+    assert found.rollout_positions + found.reused.wanted == plain.rollout_positions
+    planned = plan(settings)
+    assert planned.reused_cost() == pytest.approx(planned.reused.computed / 78)
+    print_plan(settings)
+    printed = capsys.readouterr().out
+    assert "reuse: 6.0 rollout rows more, each of 32 positions in place of 78" in printed
+
+
+def test_reuse_saves_time_and_costs_memory():
+    settings = {
+        refresh: load_settings(
+            [CONFIGS / "model/mmada.yaml", CONFIGS / "method/htgrpo.yaml"],
+            ["model.checkpoint=nowhere", "rollout.prompts_per_cycle=8", f"rollout.reuse.refresh={refresh}"],
+        )
+        for refresh in (1, 3)
+    }
+    exact, reused = (plan(each) for each in settings.values())
+    device = DEVICES[0]
+    assert seconds(reused, device)["rollout"] < 0.6 * seconds(exact, device)["rollout"]
+    # 8 images and 8 without a prompt, and one: 1,283 positions, 32 layers, keys and values of 4,096 numbers, bfloat16
+    assert reused.memory[ROLLOUT] - exact.memory[ROLLOUT] == 17 * 1283 * 32 * 2 * 4096 * 2
 
 
 def test_the_updates_of_htgrpo_are_those_of_the_paper():

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from htgrpo_ext.backbones.llada.transformer import LladaConfig, load_llada, read_config
 from htgrpo_ext.backbones.policy import Policy, prepare_policy
 from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
+from htgrpo_ext.core.kept import Kept
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
@@ -165,22 +166,28 @@ class LladaBackbone(Policy):
         """Places for the rotary embedding, int64 [S] or [U, S], of sequences without their first `cut` pads."""
         raise NotImplementedError
 
-    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
+    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kept: Kept | None = None) -> Tensor:
         block_UI = self.block.ids(codes_UN)
         ids_US = torch.cat([prompts.ids_BL, block_UI], dim=1)
         attention_UL = prompts.attention_BL
         seen_US = torch.cat([attention_UL, attention_UL.new_ones(block_UI.shape)], dim=1)
-        positions_US = torch.cat([wanted_UN.new_zeros(attention_UL.shape), self.block.at_slots(wanted_UN)], dim=1)
+        no_word_UL = wanted_UN.new_zeros(attention_UL.shape)
+        positions_US = torch.cat([no_word_UL, self.block.at_slots(wanted_UN)], dim=1)
         cut = 0
         if self.masks_padding:  # pads in front of every row of this call are hidden, so they are left out
             cut = int(attention_UL.any(0).long().argmax())
-        seen_US = seen_US[:, cut:]
+        seen_US, keeping = seen_US[:, cut:], {}
+        if kept is not None:
+            keeping = {"kept": kept, "computed": None}
+            if kept.computed_UN is not None:
+                keeping["computed"] = torch.cat([no_word_UL, self.block.at_slots(kept.computed_UN)], dim=1)[:, cut:]
         return self._policy(
             input_ids=ids_US[:, cut:],
             attention_mask=seen_US if self.masks_padding else None,
             positions=positions_US[:, cut:],
             head_rows=slice(self.block.offset, self.block.offset + self.codebook_size),
             position_ids=self.position_ids(seen_US, cut).to(ids_US.device, non_blocking=True),
+            **keeping,
         ).logits
 
 

@@ -25,6 +25,7 @@ class LladaModelSection(ModelSection):
     prompt_length: Annotated[int, Field(ge=4, le=4096)]  # LLaDA's max_sequence_length
     vq_checkpoint: Path | None
 
+    keeps_keys = True
     vq_source: ClassVar[str] = ""  # the repository of `vq_checkpoint`
 
     def absent(self, pixels: bool) -> list[str]:

@@ -30,7 +30,8 @@ from htgrpo_ext.backbones.checkpoints import (
     read_tensors,
     refuse_non_finite,
 )
-from htgrpo_ext.backbones.wanted import at_places, wanted_positions
+from htgrpo_ext.backbones.wanted import Keep, at_places, computed_positions, keepers, wanted_positions
+from htgrpo_ext.core.kept import Kept
 from htgrpo_ext.errors import UserError, one_line
 
 
@@ -188,9 +189,15 @@ class LladaBlock(nn.Module):
         self.ff_out = nn.Linear(ffn, width, bias=bias)
 
     def forward(
-        self, x: Tensor, key_mask: Tensor | None, cos: Tensor, sin: Tensor, place_UQ: Tensor | None = None
+        self,
+        x: Tensor,
+        key_mask: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        place_UQ: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """[U, S, D], or [U, Q, D] at the given places alone."""
+        """[U, S, D], or [U, Q, D] at the given places alone. `keep` adds the keys and values that `x` is without."""
 
         def heads(t: Tensor) -> Tensor:
             return t.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
@@ -203,6 +210,8 @@ class LladaBlock(nn.Module):
             at_cos, at_sin = (at_places(t.expand(len(x), 1, -1, -1)[:, 0], place_UQ)[:, None] for t in (cos, sin))
         q = rotate(heads(self.q_proj(asked)), at_cos, at_sin, full)
         k, v = rotate(heads(self.k_proj(h)), cos, sin, full), heads(self.v_proj(h))
+        if keep is not None:
+            k, v = keep(k, v)
         if (groups := self.config.n_heads // self.config.kv_heads) > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
@@ -250,6 +259,8 @@ class LladaModel(PreTrainedModel):
         positions: Tensor | None = None,
         head_rows: slice = slice(None),
         position_ids: Tensor | None = None,
+        kept: Kept | None = None,
+        computed: Tensor | None = None,
     ) -> CausalLMOutput:
         """Logits at the wanted positions.
 
@@ -259,24 +270,31 @@ class LladaModel(PreTrainedModel):
                         nothing here waits for the device
         head_rows       rows of the vocabulary, V' of them
         position_ids    int64 [S] or [U, S], places for the rotary embedding; None: 0, 1, 2, ..
+        kept            keys and values that this call keeps, or reads
+        computed        bool [U, S], the positions that are computed, when those of the others are kept
         Returns         logits [M, V'], row-major over `positions`; [U, S, V'] when it is None
         """
         transformer: Any = self.model["transformer"]
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        place_UQ, length = None, input_ids.shape[1]
+        if computed is not None and positions is not None:
+            place_UQ, positions = computed_positions(computed, positions, input_ids.device)
+            position_ids = position_ids.expand(len(input_ids), -1).gather(1, place_UQ)
+            input_ids = input_ids.gather(1, place_UQ)
         cos, sin = rotary_tables(self.config, position_ids)
         key_mask = None
         if attention_mask is not None and not bool(attention_mask.all()):  # attention is faster without a mask
             key_mask = attention_mask.to(input_ids.device, non_blocking=True)[:, None, None, :]
         wanted = None if positions is None else wanted_positions(positions, input_ids.device)
         x = transformer["wte"](input_ids)
-        *blocks, last = transformer["blocks"]
-        for block in (*blocks, last):
+        blocks = transformer["blocks"]
+        for block, keep in zip(blocks, keepers(kept, place_UQ, length, len(blocks)), strict=True):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # Nothing in a block is random, so no generator's state is kept.
                 x = checkpoint(block, x, key_mask, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, key_mask, cos, sin, wanted.place_UQ if wanted and block is last else None)
+                x = block(x, key_mask, cos, sin, wanted.place_UQ if wanted and block is blocks[-1] else None, keep)
         if wanted is not None:
             x = x.flatten(0, 1)[wanted.slot_M]
         elif positions is not None:

@@ -23,6 +23,7 @@ class Micro(ModelSection):
 
     world = "micro"
     on_accelerators = False
+    keeps_keys = True
 
     @property
     def num_image_tokens(self) -> int:

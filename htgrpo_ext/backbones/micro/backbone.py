@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from htgrpo_ext.backbones.checkpoints import Layers, Positive, Size, checked, load_weights, read_json
 from htgrpo_ext.backbones.micro.model import MicroConfig, MicroModel
 from htgrpo_ext.backbones.policy import Policy, prepare_policy
+from htgrpo_ext.core.kept import Kept
 from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
@@ -120,13 +121,22 @@ class MicroBackbone(Policy):
     def unconditional(self) -> Prompts:
         return self.encode_prompts([""])
 
-    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor) -> Tensor:
+    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kept: Kept | None = None) -> Tensor:
         image_UN = torch.where(codes_UN == MASK, self.mask_id, codes_UN + self.config.image_offset)
         attention_UL = prompts.attention_BL
         seen_US = torch.cat([attention_UL, attention_UL.new_ones(wanted_UN.shape)], dim=1)
-        positions_US = torch.cat([wanted_UN.new_zeros(attention_UL.shape), wanted_UN], dim=1)
-        input_US = torch.cat([prompts.ids_BL, image_UN], dim=1)
-        return self._policy(input_ids=input_US, attention_mask=seen_US, positions=positions_US).logits
+        no_word_UL = wanted_UN.new_zeros(attention_UL.shape)
+        keeping = {}
+        if kept is not None:
+            keeping = {"kept": kept, "computed": None}
+            if kept.computed_UN is not None:
+                keeping["computed"] = torch.cat([no_word_UL, kept.computed_UN], dim=1)
+        return self._policy(
+            input_ids=torch.cat([prompts.ids_BL, image_UN], dim=1),
+            attention_mask=seen_US,
+            positions=torch.cat([no_word_UL, wanted_UN], dim=1),
+            **keeping,
+        ).logits
 
     def decode(self, codes_BN: Tensor) -> Tensor:
         return decode_codes(codes_BN)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from htgrpo_ext.backbones.wanted import at_places, wanted_positions
+from htgrpo_ext.backbones.wanted import Keep, at_places, computed_positions, keepers, wanted_positions
+from htgrpo_ext.core.kept import Kept
 
 
 class MicroConfig(PretrainedConfig):
@@ -104,9 +105,15 @@ class MicroBlock(nn.Module):
         self.ff_out = nn.Linear(ffn, width, bias=False)
 
     def forward(
-        self, x: Tensor, key_mask: Tensor | None, cos: Tensor, sin: Tensor, place_BQ: Tensor | None = None
+        self,
+        x: Tensor,
+        key_mask: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        place_BQ: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """[B, S, D], or [B, Q, D] at the given places alone."""
+        """[B, S, D], or [B, Q, D] at the given places alone. `keep` adds the keys and values that `x` is without."""
 
         def heads(t: Tensor) -> Tensor:
             return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -114,9 +121,12 @@ class MicroBlock(nn.Module):
         h = self.attn_norm(x)
         asked, at_cos, at_sin = h, cos, sin
         if place_BQ is not None:
-            x, asked, at_cos, at_sin = at_places(x, place_BQ), at_places(h, place_BQ), cos[place_BQ], sin[place_BQ]
+            x, asked = at_places(x, place_BQ), at_places(h, place_BQ)
+            at_cos, at_sin = (t[place_BQ] if t.dim() == 2 else at_places(t, place_BQ) for t in (cos, sin))
         q = heads(rotate(self.q_proj(asked), at_cos, at_sin, self.num_heads))
         k, v = heads(rotate(self.k_proj(h), cos, sin, self.num_heads)), heads(self.v_proj(h))
+        if keep is not None:
+            k, v = keep(k, v)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
         x = x + self.attn_out(attended.transpose(1, 2).flatten(-2))
         h = self.ff_norm(x)
@@ -148,22 +158,35 @@ class MicroModel(PreTrainedModel):
             if module.out_features == self.config.hidden_size:  # half the size: the residual stream adds many
                 module.weight.data.mul_(0.5)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor | None = None,
+        kept: Kept | None = None,
+        computed: Tensor | None = None,
+    ) -> CausalLMOutput:
         """Logits over the codebook; the head has no rows for words, because prompts are never predicted.
 
         input_ids       int64 [B, S]
         attention_mask  bool [B, S], False at positions that are hidden from all
         positions       bool [B, S], where logits are wanted; None: at every image token
+        kept            keys and values that this call keeps, or reads
+        computed        bool [B, S], the positions that are computed, when those of the others are kept
         Returns         logits [M, V], row-major over `positions`; [B, N, V] when it is None
         """
         cos, sin = (table.to(self.embedding.weight, non_blocking=True) for table in self._rotary)
+        place_BQ, length = None, input_ids.shape[1]
+        if computed is not None and positions is not None:
+            place_BQ, positions = computed_positions(computed, positions, input_ids.device)
+            input_ids, cos, sin = input_ids.gather(1, place_BQ), cos[place_BQ], sin[place_BQ]
         x = self.embedding(input_ids)
         key_mask = attention_mask.to(x.device, non_blocking=True)[:, None, None, :]
         wanted = None if positions is None else wanted_positions(positions, x.device)
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, key_mask, cos, sin)
-        x = last(x, key_mask, cos, sin, wanted and wanted.place_UQ)
+        *blocks, last = zip(self.blocks, keepers(kept, place_BQ, length, len(self.blocks)), strict=True)
+        for block, keep in blocks:
+            x = block(x, key_mask, cos, sin, keep=keep)
+        x = last[0](x, key_mask, cos, sin, wanted and wanted.place_UQ, last[1])
         if wanted is not None:
             x = x.flatten(0, 1)[wanted.slot_M]
         else:
