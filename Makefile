@@ -49,6 +49,8 @@ PLACEMENT ?= canonical
 DIFFICULTY ?= fixed
 STEPS_WORDS = $(if $(filter free,$(DIFFICULTY)),6500,240)
 TEST_JOBS ?= 2
+# 1: how time and memory grow, instead of a cycle.
+SCALING ?=
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -124,7 +126,7 @@ yes = $(filter-out 0 no false,$(1))
 
 .PHONY: help setup train plan compare ablate reproduce eval-images eval-score diagnose test lint pretrain-micro \
 	pretrain-words clean upstream apply-patches unapply-patches check-patches export-patches rebase-patches applied \
-	setup-upstream setup-clip test-upstream test-gpu bench bench-rewards
+	setup-upstream setup-clip test-upstream test-gpu bench bench-cycle bench-rewards
 
 help:  ## Show this
 	@echo "make TARGET [VARIABLE=value]..."
@@ -267,6 +269,10 @@ test-gpu: $(READY)  ## Run the tests that are made for a GPU, on CUDA; without o
 
 bench: applied $(READY_UPSTREAM)  ## Measure scoring and updates of a cycle, MaskGRPO as published and HT-GRPO
 	@$(BIN)/python benchmarks/scoring_cost.py --size 64,4 --repeats 3
+
+# MaskGRPO's rows are measured where its code and its packages are.
+bench-cycle: $(READY)  ## Measure a whole cycle, methods in turn: HT-GRPO, MaskGRPO, TraceGRPO; SCALING=1: how time and memory grow
+	@$(BIN)/python benchmarks/cycle.py $(if $(call yes,$(SCALING)),--scaling)
 
 bench-rewards: $(READY)  ## Measure what batching gains in a reward server, and overlap in a run
 	@$(BIN)/python benchmarks/reward_server.py --requests 4 --threads 1

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from measuring import forget_peak, product_rate, resident
 
 ROOT = Path(__file__).parents[1]
 TEXT = dict(vocab_size=49408, max_position_embeddings=77, num_hidden_layers=12, num_attention_heads=12)
@@ -63,25 +64,6 @@ def uvit_defaults() -> dict:
     return dict(inspect.signature(UVit2DModel.__init__).parameters)
 
 
-def resident(field: str) -> int:
-    """Bytes: VmRSS now, or VmHWM, the most since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def matmul_flops(size: int = 1024, seconds: float = 2.0) -> float:
-    """FLOP/s of float32 matrix products."""
-    a, count, start = torch.randn(size, size), 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        torch.mm(a, a)
-        count += 1
-    return count * 2 * size**3 / (time.perf_counter() - start)
-
-
 def measure(checkpoint: Path, tuning: str, out: Path) -> dict:
     """Train one cycle; its seconds by part and bytes, and the plan's."""
     import htgrpo_ext.rewards.mix as mix
@@ -95,7 +77,7 @@ def measure(checkpoint: Path, tuning: str, out: Path) -> dict:
     sets = [*RUN, f"model.tuning={tuning}", f"model.checkpoint={checkpoint}", f"out={out / 'run'}"]
     sets.append(f"prompts=[{{format: text, path: {out / 'prompts.txt'}}}]")
     settings = load_settings([ROOT / "configs/model/amused.yaml", ROOT / "configs/method/htgrpo.yaml"], sets)
-    planned, speed = plan(settings), matmul_flops()
+    planned, speed = plan(settings), product_rate([(1024, 1024, 1024)], seconds=2.0)
     planned_bytes = planned.memory | {"peak": planned.peak_memory()}
     before = resident("VmRSS")
     loop = start(settings, "native", False)

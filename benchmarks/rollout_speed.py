@@ -14,11 +14,9 @@ work on the machine changes little. The images of old and new must be the same, 
 """
 
 import argparse
-import ctypes
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,43 +24,34 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+from measuring import MIB, Peak, last_line
+from shapes import tiny_checkpoint
+
 ROOT = Path(__file__).parents[1]
 CASES = ("micro", "mmada", "train")
 BATCHES = {"micro": 4, "mmada": 1}
 
 
-def resident(field: str) -> float:
-    """VmRSS or VmHWM (the peak since its last reset) of this process, in MiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def model_of(case: str, tree: Path, folder: Path, images: int):
-    """The backbone, its prompts (a row for each image), G and the rollout's settings."""
+def model_of(case: str, tree: Path, folder: Path, images: int, prompts: int):
+    """The backbone, its prompts (a row for each image), G and the settings."""
     from htgrpo_ext.backbones import load_backbone
     from htgrpo_ext.config import load_settings
 
-    changes = [f"rollout.rollouts_per_prompt={images}"] if images else []
+    changes = []
     texts = ["a red circle", "two blue squares", "a green star left of a red heart"] * 2
     if case == "mmada":
-        from helpers.llada_checkpoints import mmada_checkpoint
-
-        checkpoint = mmada_checkpoint(folder / "mmada", d_model=64, n_layers=4, mlp_hidden_size=96)
-        changes = [
-            f"model.checkpoint={checkpoint}",
-            "model.dtype=float32",
-            f"rollout.rollouts_per_prompt={images or 4}",
-        ]
+        checkpoint = tiny_checkpoint("mmada", folder / "mmada", 64, 4)
+        changes, images = [f"model.checkpoint={checkpoint}", "model.dtype=float32"], images or 4
         texts = ["a photo of a red cat", "two dog beside the round green bench"]
     files = [tree / "configs/model" / f"{case}.yaml", tree / "configs/method/htgrpo.yaml"]
     settings = load_settings(files, changes)
     backbone = load_backbone(settings.model, "cpu", settings.seed, frozen=True)
     backbone.model.eval()
-    rows = backbone.encode_prompts(texts).repeat(settings.rollout.rollouts_per_prompt)
-    return backbone, rows, settings
+    G = images or settings.rollout.rollouts_per_prompt
+    return backbone, backbone.encode_prompts(texts[: prompts or None]).repeat(G), G, settings
 
 
-def rolled_out(case: str, tree: Path, folder: Path, images: int, profiled: bool) -> dict:
+def rolled_out(case: str, tree: Path, folder: Path, images: int, prompts: int, profiled: bool) -> dict:
     """Load, warm up with one rollout batch, measure as many as the case has."""
     import torch
     from torch.profiler import profile
@@ -71,8 +60,7 @@ def rolled_out(case: str, tree: Path, folder: Path, images: int, profiled: bool)
     from htgrpo_ext.core.randomness import Draws
     from htgrpo_ext.rollouts.generate import generate
 
-    backbone, rows, settings = model_of(case, tree, folder, images)
-    G = settings.rollout.rollouts_per_prompt
+    backbone, rows, G, settings = model_of(case, tree, folder, images, prompts)
 
     def roll_out(steps: int):
         forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
@@ -82,13 +70,11 @@ def rolled_out(case: str, tree: Path, folder: Path, images: int, profiled: bool)
         return rollout, forward.rows["rollout"]
 
     roll_out(settings.rollout.steps)
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    peak = Peak()
     start, wall = time.process_time(), time.perf_counter()
     rollout, count = [roll_out(settings.rollout.steps) for _ in range(BATCHES[case])][-1]
     found = {"seconds": time.process_time() - start, "wall": time.perf_counter() - wall, "rows": count}
-    found |= {"peak": resident("VmHWM") - before, "entropy": rollout.entropy_BN.mean().item()}
+    found |= {"peak": peak.over() / MIB, "entropy": rollout.entropy_BN.mean().item()}
     found["images"] = digest(rollout.codes_BN, rollout.unmask_step_BN)
     if profiled:
         with profile() as measured:
@@ -118,15 +104,12 @@ def digest(*tensors) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
-def in_process(tree: Path, case: str, images: int = 0, profiled: bool = False) -> dict:
-    """A measurement in a process of its own, with the package of a source tree."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}"}
-    command = [sys.executable, __file__, "--child", case, "--old", str(tree), "--images", str(images)]
-    command += ["--profile"] if profiled else []
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tree)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+def in_process(tree: Path, case: str, images: int = 0, profiled: bool = False, prompts: int = 0) -> dict:
+    """A measurement in a process of its own, with the package of a source tree. 0: the case's own number."""
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}"}
+    command = [sys.executable, __file__, "--child", case, "--old", tree]
+    command += ["--images", str(images), "--prompts", str(prompts), *["--profile"] * profiled]
+    return last_line(command, environment, tree)
 
 
 def compared(case: str, old: Path, pairs: int, images: int, profiled: bool) -> dict:
@@ -152,6 +135,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--case", action="append", choices=CASES, help="default: all")
     parser.add_argument("--images", type=int, default=0, help="images per prompt, if not the case's own")
+    parser.add_argument("--prompts", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="JSON file for all numbers")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help="also profile the first pair's rollouts")
@@ -159,7 +143,7 @@ def main() -> None:
     if options.child:
         with tempfile.TemporaryDirectory() as folder:
             tree, folder = options.old, Path(folder)
-            given = (options.child, tree, folder, options.images, options.profile)
+            given = (options.child, tree, folder, options.images, options.prompts, options.profile)
             print(json.dumps(trained(tree, folder) if options.child == "train" else rolled_out(*given)))
         return
     found: dict = {"date": date.today().isoformat(), "threads": 1}

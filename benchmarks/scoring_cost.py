@@ -13,10 +13,7 @@ G rollouts, K updates, N image tokens, S sequence positions.
 """
 
 import argparse
-import ctypes
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,55 +22,37 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from measuring import KEEP_FREED, MIB, Peak, last_line
+from shapes import real_shape, settings_of, tiny_checkpoint, use_stand_ins
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ makes the checkpoint and stands in for the decoder
 
 K, G, N, S, VOCABULARY = 8, 9, 1024, 1283, 134_656
 METHODS = {"maskgrpo": "MaskGRPO", "htgrpo": "HT-GRPO"}
 PROMPT = "a photo of the red cat beside two dog"
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "2",
-    "WANDB_MODE": "disabled",
-    "MALLOC_MMAP_MAX_": "0",  # without them, page faults of the wide logits double the time of a forward
-    "MALLOC_TRIM_THRESHOLD_": "40000000000",
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", "WANDB_MODE": "disabled", **KEEP_FREED}
 PARTS = ("body forward", "head forward", "body backward", "head backward", "rest")
 
 
-def settings_of(method: str, checkpoint: Path):
-    """Settings of one cycle. Pads are seen, as in MaskGRPO, so that both methods read sequences of the same length."""
-    from htgrpo_ext.config import load_settings
-
-    files = [ROOT / "configs" / "model" / "mmada.yaml", ROOT / "configs" / "method" / f"{method}.yaml"]
+def cycle_settings(method: str, checkpoint: Path):
+    """Settings of one cycle."""
     changes = [
-        f"model.checkpoint={checkpoint}",
-        f"model.vq_checkpoint={checkpoint}",  # a stand-in, too
+        *real_shape("mmada", checkpoint),
         f"out={checkpoint / 'run'}",
-        "model.dtype=float32",
-        "model.attention=as-maskgrpo",
-        "model.activation_checkpointing=false",
-        "model.lora.rank=4",
-        "model.lora.targets=[q_proj, k_proj, v_proj, up_proj]",  # those of MaskGRPO's list that exist
         "rollout.prompts_per_cycle=1",
         f"rollout.rollouts_per_prompt={G}",
-        "prompts=[{format: micro}]",
-        "eval=null",
-        "reward.terms=[{name: clip, weight: 1.0}]",  # a stand-in: rewards are no part of what is measured
-        f"loop.updates_per_rollout={K}",
         "loop.micro_batches=1",
         "loop.cycles=1",
     ]
-    return load_settings(files, changes)
+    return settings_of("mmada", method, changes, K)
 
 
 def make_trainer(settings):
     """MaskGRPO's trainer as published, or with our extension, made as for training; no image is decoded."""
-    from helpers import upstream_stub
     from htgrpo_ext.maskgrpo import launch
-    from htgrpo_ext.rewards import mix
 
-    mix.load_scorer = lambda term, device: upstream_stub.Brightness()
-    launch.load_magvit = lambda folder: upstream_stub.StubDecoder()
+    use_stand_ins()
     trainer = launch.make_loop(settings).trainer
     trainer.create_optimizer()
     return trainer
@@ -141,17 +120,25 @@ def random_rollouts(seed: int):
 
 
 def maskgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
-    """Old and reference log-probabilities of each rollout's K masks, then the updates, in MaskGRPO's own functions."""
-    import torch
-
-    model = trainer.model.train()  # as transformers leaves it, for old and reference passes too
+    """Scores and updates of random rollouts in MaskGRPO's own functions."""
+    trainer.model.train()  # as transformers leaves it, for old and reference passes too
     codes_GN, _, advantage_G = random_rollouts(0)
     ids_1S = trainer.prepare_inputs_uni([PROMPT], "t2i", codes_GN.device)[0][:1]
-    prompt_1L, codes_GN = ids_1S[:, : S - N - 2], codes_GN + len(trainer.uni_prompting.text_tokenizer)
-    batch = []
-    for g in range(rollouts):
-        ids_1S = ids_1S.clone()
-        ids_1S[:, -N - 1 : -1] = codes_GN[g]
+    ids_GS = ids_1S.repeat(rollouts, 1)
+    ids_GS[:, -N - 1 : -1] = codes_GN[:rollouts] + len(trainer.uni_prompting.text_tokenizer)
+    maskgrpo_updates(trainer, maskgrpo_scores(trainer, ids_GS, advantage_G), updates, meter.backward)
+
+
+def maskgrpo_scores(trainer, ids_GS, advantage_G) -> list[dict]:
+    """Old and reference log-probabilities of each rollout's K masks, and what else a loss of MaskGRPO's reads.
+
+    ids_GS  int64 [G, S], prompts and finished images
+    """
+    import torch
+
+    model, batch = trainer.model, []
+    for g in range(len(ids_GS)):
+        ids_1S = ids_GS[g : g + 1]
         ids_K1S, seeds_K = ids_1S.expand(K, 1, -1), torch.randint(0, 2**12, (K,))
         with torch.no_grad():
             old_K1N, mask_K1N = trainer._get_per_token_logps(model, ids_K1S, N, seeds_K)
@@ -159,8 +146,8 @@ def maskgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
                 reference_K1N, _ = trainer._get_per_token_logps(model, ids_K1S, N, seeds_K)
         batch.append(
             {
-                "prompt_ids": prompt_1L,
-                "completion_ids": codes_GN[g : g + 1],
+                "prompt_ids": ids_1S[:, : S - N - 2],
+                "completion_ids": ids_1S[:, -N - 1 : -1],
                 "completion_mask": mask_K1N.int(),
                 "old_per_token_logps": old_K1N,
                 "ref_per_token_logps": reference_K1N,
@@ -168,10 +155,15 @@ def maskgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
                 "mask_seeds": seeds_K,
             }
         )
+    return batch
+
+
+def maskgrpo_updates(trainer, batch: list[dict], updates: int, backward: Callable) -> None:
+    """K optimizer steps on the batch, in MaskGRPO's own functions."""
     for k in range(updates):
         trainer._step = k + 1  # it trains update _step - 1
         for inputs in batch:
-            meter.backward(trainer.compute_loss(model, inputs) / rollouts)
+            backward(trainer.compute_loss(trainer.model, inputs) / len(batch))
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
@@ -215,36 +207,23 @@ def htgrpo_cycle(trainer, meter: Meter, rollouts: int, updates: int) -> None:
 CYCLES: dict[str, Callable] = {"maskgrpo": maskgrpo_cycle, "htgrpo": htgrpo_cycle}
 
 
-def resident(field: str) -> float:
-    """VmRSS or VmHWM (the peak since its last reset) of this process, in MiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
 def measure(method: str, checkpoint: Path) -> dict:
     """Load, warm up by one update, measure one cycle."""
-    trainer = make_trainer(settings_of(method, checkpoint))
+    trainer = make_trainer(cycle_settings(method, checkpoint))
     meter = Meter(trainer.model)
     CYCLES[method](trainer, meter, 1, 1)
     meter.rows.clear()
     meter.seconds.clear()
-    ctypes.CDLL(None).malloc_trim(0)  # memory that loading and the warm-up left free must not hide what the cycle takes
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    start = time.perf_counter()
+    peak, start = Peak(), time.perf_counter()
     CYCLES[method](trainer, meter, G, K)
     seconds = time.perf_counter() - start
     assert meter.rows["forward"] and meter.seconds["head backward"], "a hook was never called"
-    return meter.report(seconds) | {"peak": resident("VmHWM") - before}
+    return meter.report(seconds) | {"peak": peak.over() / MIB}
 
 
 def in_process(method: str, checkpoint: Path) -> dict:
     """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--child", method, str(checkpoint)]
-    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    return last_line([sys.executable, __file__, "--child", method, checkpoint], ENVIRONMENT)
 
 
 def row(name: str, first, second, ratio: str = "") -> str:
@@ -290,15 +269,12 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    from helpers.llada_checkpoints import mmada_checkpoint
-
     own = K * G * S * VOCABULARY * 4 / 1e9
     print(f"MaskGRPO's own batch: logits of {K * G} x {S} x {VOCABULARY} in fp32 are {own:.1f} GB; measured by rollout")
     for size in options.size or ["32,2"]:
         width, layers = map(int, size.split(","))
         with tempfile.TemporaryDirectory() as folder:
-            sizes = dict(d_model=width, n_layers=layers, mlp_hidden_size=width * 3 // 2)
-            checkpoint = mmada_checkpoint(Path(folder) / "mmada", **sizes)
+            checkpoint = tiny_checkpoint("mmada", Path(folder) / "mmada", width, layers)
             runs: dict[str, list[dict]] = {method: [] for method in METHODS}
             for _ in range(options.repeats):
                 for method, results in runs.items():
