@@ -211,22 +211,27 @@ def _check(scores: Scores) -> Grid:
 
 
 def _draw(scores: Scores, path: Path) -> None:
-    """Score against seconds and against rollouts; a line joins a method's two budgets."""
+    """Score against seconds, if they were measured, and against rollouts; a line joins a method's two budgets."""
     parts = {part: scores.part(part) for part in ("equal_rollouts", "equal_seconds")}
+    words = {
+        "seconds": "seconds in scoring and updates, a run",
+        "rollouts": "rollouts, a run; equal ones are drawn side by side",
+    }
+    keys = [key for key in words if any(row[key] for row in parts["equal_rollouts"].values())]
     with matplotlib.rc_context({**STYLE, "font.size": 10}):
-        figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=110)
-        axes = figure.subplots(1, 2, sharey=True)
-        for one, key in zip(axes, ("seconds", "rollouts"), strict=True):
+        figure = Figure(figsize=(2 + 4.5 * len(keys), 4.6), layout="constrained", dpi=110)
+        axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+        for one, key in zip(axes, keys, strict=True):
             one.set_xscale("log")
             _draw_against(one, parts, key)
             one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             one.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
             one.xaxis.set_minor_formatter(NullFormatter())
             one.axhline(scores.base_row()["score"], color="#9aa3ad", linestyle=":", linewidth=1.5)
-        axes[0].set(ylabel=f"{scores.benchmark.title} overall", xlabel="seconds in scoring and updates, a run")
-        axes[1].set(xlabel="rollouts, a run; equal ones are drawn side by side")
+            one.set(xlabel=words[key])
+        axes[0].set(ylabel=f"{scores.benchmark.title} overall")
         axes[0].set_title("round: equal rollouts; square: equal seconds; dotted: base", fontsize=9.5)
-        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(path)
 
 
