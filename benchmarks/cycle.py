@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ makes the checkpoints
 import cycle_report  # noqa: E402
 from cycle_cases import CASES, ROWS, Case, Row, Worker, compared, rows_of, why_no_upstream  # noqa: E402
 from cycle_scaling import scaling  # noqa: E402
-from measuring import machine, product_rate  # noqa: E402
+from measuring import machine  # noqa: E402
 
 
 def measured(case: Case, rows: dict[str, Row], repeats: int, threads: int, profile: bool) -> dict:
@@ -58,11 +58,12 @@ def measured(case: Case, rows: dict[str, Row], repeats: int, threads: int, profi
 
 
 def speeds(profile: dict, medians: dict) -> dict[str, dict[str, float]]:
-    """FLOP/s that HT-GRPO's rollout, scoring and update reached, and the share of what matrix products reach here."""
+    """FLOP/s that HT-GRPO's rollout, scoring and update reached, and shares of what matrix products reach here."""
     found = {}
     for part in ("rollout", "score", "update"):
         rate = profile["flops"][part] / medians["seconds"][part]
-        found[part] = {"achieved": rate, "attainable": profile["attainable"], "share": rate / profile["attainable"]}
+        shares = {"share": rate / profile["attainable"], "share of square": rate / profile["square"]}
+        found[part] = {"achieved": rate, "attainable": profile["attainable"], **shares}
     return found
 
 
@@ -94,10 +95,8 @@ def main() -> None:
         parser.error("8b needs a GPU")
     if not given.case and not gpu:
         print("left out: 8b needs a GPU, and there is none; that case was never run", file=sys.stderr)
-    torch.set_num_threads(given.threads)
-    square = product_rate([(1024, 1024, 1024)])
     found: dict = {"date": date.today().isoformat(), "machine": machine(given.threads), "repeats": given.repeats}
-    found |= {"square_product": square, "cases": {}}
+    found["cases"] = {}
     console = cycle_report.console()
     for name in named:
         changed = {key: getattr(given, key) for key in ("prompts", "images", "steps", "updates")}

@@ -45,7 +45,7 @@ def show_case(out: Console, name: str, case: dict) -> None:
     if "speeds" not in case:
         return
     kinds = list(case["profile"]["shares"]["rollout"])
-    headings = ("GFLOP", "GFLOP/s", "attainable", "share", *(f"{kind} %" for kind in kinds))
+    headings = ("GFLOP", "GFLOP/s", "attainable", "share", "of square", *(f"{kind} %" for kind in kinds))
     shown = table(f"{name}: what HT-GRPO's parts compute, and where their time goes", "", *headings)
     for part, speed in case["speeds"].items():
         shares = case["profile"]["shares"][part]
@@ -55,10 +55,14 @@ def show_case(out: Console, name: str, case: dict) -> None:
             f"{speed['achieved'] / 1e9:.1f}",
             f"{speed['attainable'] / 1e9:.1f}",
             f"{speed['share']:.2f}",
+            f"{speed['share of square']:.2f}",
             *(f"{100 * shares[kind]:.0f}" for kind in kinds),
         )
     out.print(shown)
-    out.print("attainable: matrix products of the model's own shapes, nothing else. FLOP: those, and attention's two\n")
+    out.print(
+        "attainable: matrix products of the model's own shapes, nothing else; square: one of 1,024 a side. "
+        "FLOP: products and attention\n"
+    )
 
 
 def targets(cases: dict[str, dict]) -> list[dict]:
@@ -88,7 +92,7 @@ def show_targets(out: Console, found: dict) -> None:
     for text, where in ELSEWHERE.items():
         shown.add_row(text, where, "", "")
     out.print(shown)
-    out.print(f"{found['machine']}; a square product of 1,024: {found['square_product'] / 1e9:.1f} GFLOP/s")
+    out.print(found["machine"])
 
 
 def plot_cases(found: dict, file: Path) -> None:
@@ -110,7 +114,7 @@ def plot_cases(found: dict, file: Path) -> None:
         for i, key in enumerate(names):
             axis.text(left[i], i, f" {case['table'][key]['ratios']['cycle']:.1f}x", va="center", fontsize=8)
         axis.set_title(name, loc="left")
-        axis.set_xlabel("seconds of a cycle; how many times HT-GRPO's")
+        axis.set_xlabel("seconds of a cycle")
         axis.set_xlim(0, 1.15 * max(left))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize=8)

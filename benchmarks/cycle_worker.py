@@ -128,8 +128,11 @@ def in_our_loop(settings, meter: Meter, commands: Commands) -> None:
         flops = counted(meter, one_cycle)
         shares = profiled(one_cycle)
         weight = next(loop.backbone.model.parameters())
-        attainable = product_rate(shapes_of(loop.backbone), weight.dtype, str(weight.device))
-        commands.answer({"flops": flops, "shares": shares, "attainable": attainable})
+        attainable, square = (
+            product_rate(shapes, weight.dtype, str(weight.device))
+            for shapes in (shapes_of(loop.backbone), [(1024, 1024, 1024)])
+        )
+        commands.answer({"flops": flops, "shares": shares, "attainable": attainable, "square": square})
 
 
 def watch_rewards(run, meter: Meter) -> None:
