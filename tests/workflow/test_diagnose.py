@@ -63,7 +63,8 @@ def test_one_step_of_sampling_makes_the_fully_masked_gradient_exact(checkpoint, 
     assert records["htgrpo", "global"]["noise_of_draws"] == 0
     assert records["htgrpo", "structure"]["cosine"][0] < 0.99 and records["unigrpo", "first"]["cosine"][0] < 0.99
     laws = found["laws"]["all"]
-    assert laws["share"] == pytest.approx(1, abs=1e-5) and laws["information_marginal"] > 0
+    # A ratio of small differences of float32 entropies, by two forwards: CPUs round them otherwise.
+    assert laws["share"] == pytest.approx(1, abs=1e-3) and laws["information_marginal"] > 0
     assert laws["log_ratio"]["largest"] < 1e-5
 
 
