@@ -140,14 +140,6 @@ def test_smallest_cycle_gives_json_with_the_rows_of_plan(tmp_path):
     assert plot.stat().st_size > 1000
 
 
-def test_a_point_of_two_processes_shares_the_rows(monkeypatch):
-    monkeypatch.setattr(cycle_scaling, "METHODS", ("htgrpo",))
-    case = cycle_cases.Case("micro", prompts=2, images=2, steps=2, updates=2)
-    one, two = (cycle_scaling.point(case, processes, 1, repeats=1)["htgrpo"] for processes in (1, 2))
-    assert one["rows"]["trained"] == 2 * two["rows"]["trained"] > 0
-    assert two["seconds"]["cycle"] > 0 and two["peaks"]["rollout"] > 0
-
-
 def test_plot_of_growth_is_drawn(tmp_path):
     values, amounts = [1, 2, 4], {"rollout": [1.0, 2.0, 4.0], "score and update": [1.0, 1.0, 1.0], "peak": [4, 8, 16]}
     exponents = {"htgrpo": {key: cycle_scaling.exponent(values, amount) for key, amount in amounts.items()}}
