@@ -71,9 +71,8 @@ class Model:
     """The model of a case, and what its rollouts need."""
 
     def __init__(self, case: str, folder: Path, images: int):
-        self.backbone, self.rows, run = model_of(case.removesuffix("-guided"), ROOT, folder, images)
+        self.backbone, self.rows, G, run = model_of(case.removesuffix("-guided"), ROOT, folder, images, prompts=0)
         self.settings, self.loop = settings_of(case, run.rollout), run.loop
-        G = run.rollout.rollouts_per_prompt
         self.draws = Draws(0, 0, range(len(self.rows.ids_BL) // G), G)
 
     def forward(self) -> SharedForward:
