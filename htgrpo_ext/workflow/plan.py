@@ -1,38 +1,33 @@
 """What a run will do: updates, forwards, batches, memory. No weights are loaded.
 
 Forwards are counted, not derived: method, sampler, scoring and estimator of the first cycle run as in training, on a
-stand-in model that returns zeros.
+stand-in model that returns zeros (`simulation.py`).
 
 P prompts, G rollouts per prompt, B = P*G, N image tokens, V codebook, T denoising steps, K updates, U rows,
 M wanted positions.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from htgrpo_ext.backbones.sizes import Sizes
 from htgrpo_ext.core.batches import BatchSize
 from htgrpo_ext.core.estimator import SharedForward
-from htgrpo_ext.core.kept import Kept
 from htgrpo_ext.core.randomness import Draws
-from htgrpo_ext.core.views import Prompts, Update
+from htgrpo_ext.core.views import Update
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.methods.htgrpo import HTGRPO
 from htgrpo_ext.rollouts.generate import generate
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.train.scoring import plan_updates, score_micro_batches
+from htgrpo_ext.workflow.simulation import KINDS, Reused, StubBackbone, naive_rows, simulate
 
-KINDS = ("rollout", "old", "reference", "new")
 COST = {"rollout": 1, "old": 1, "reference": 1, "new": 3}  # of a row, in forwards: a backward counts as two
 ROLLOUT = "rollout, instead of the last two"
-STUB_CODES = 32  # the stub's codebook: enough that two rollouts hardly ever show the same codes
 
 
 class Device(NamedTuple):
@@ -73,14 +68,6 @@ class PlannedEvaluation(NamedTuple):
     times: int  # in the run, before and after training included
 
 
-class Reused(NamedTuple):
-    """Rollout rows that compute only what has changed (`rollout.reuse`)."""
-
-    rows: int = 0
-    computed: int = 0  # positions that go through the blocks
-    wanted: int = 0  # positions whose logits are wanted
-
-
 class Plan(NamedTuple):
     """The plan of one cycle over all P prompts; a row is one prompt with one canvas."""
 
@@ -110,71 +97,6 @@ class Plan(NamedTuple):
         return rest + max(last, self.memory.get(ROLLOUT, 0))
 
 
-class Simulated(NamedTuple):
-    """One cycle on the stand-in model."""
-
-    updates: list[Update]
-    rows: dict[str, int]  # by kind
-    rows_at_once: int  # most rows with gradient in one micro-batch
-    positions_at_once: int  # most positions with gradient in one micro-batch
-    rollout_positions: int  # whose logits the rollouts want
-    rollout_positions_of_a_row: int  # most of them
-    reused: Reused
-
-
-class StubBackbone:
-    """A `Denoiser` that returns zeros and runs no model."""
-
-    codebook_size = STUB_CODES
-    mask_id = -1  # no prompt has it
-
-    def __init__(self, prompts: Prompts, nobody: Prompts, num_image_tokens: int):
-        self.prompts, self.nobody, self.num_image_tokens = prompts, nobody, num_image_tokens
-        self.positions = 0  # at which logits were wanted so far
-        self.positions_of_a_row = 0  # most of them
-        self.reused = Reused()
-
-    def unconditional(self) -> Prompts:
-        return self.nobody
-
-    def image_logits(self, prompts: Prompts, codes_UN: Tensor, wanted_UN: Tensor, kept: Kept | None = None) -> Tensor:
-        count = int(wanted_UN.sum())
-        if kept is None or kept.computed_UN is None:
-            self.positions += count
-        else:
-            more = Reused(len(codes_UN), int(kept.computed_UN.sum()), count)
-            self.reused = Reused(*map(sum, zip(self.reused, more, strict=True)))
-        self.positions_of_a_row = max(self.positions_of_a_row, int(wanted_UN.sum(-1).max()))
-        return torch.zeros(count, STUB_CODES)
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        yield
-
-
-@torch.no_grad()
-def simulate(settings: RunSettings, backbone: StubBackbone) -> Simulated:
-    """Run the first cycle on the stand-in, which holds its P prompts."""
-    method, loop, G = settings.method, settings.loop, settings.rollout.rollouts_per_prompt
-    K, A, P = loop.updates_per_rollout, loop.micro_batches, settings.rollout.prompts_per_cycle
-    forward = SharedForward(backbone.image_logits, backbone.mask_id, loop.batch_size)
-    rows, draws = backbone.prompts.repeat(G), Draws(settings.seed, 0, range(P), G)
-    rollout = generate(backbone, forward, rows, draws, settings.rollout, settings.rollout.refresh)
-    sampled = backbone.positions, backbone.positions_of_a_row
-    updates = plan_updates(settings, rollout, rows, draws)[1]
-    most_rows = most_positions = 0
-    scored = score_micro_batches(settings, backbone, forward, rows, rollout.codes_BN, updates)
-    for a, (_, scores) in enumerate(scored):
-        for k in range(K):
-            rows_before, positions_before = forward.rows["new"], backbone.positions
-            scores.of(method.update_index(k, a, A, K))
-            most_rows = max(most_rows, forward.rows["new"] - rows_before)
-            most_positions = max(most_positions, backbone.positions - positions_before)
-    return Simulated(
-        updates, {kind: forward.rows[kind] for kind in KINDS}, most_rows, most_positions, *sampled, backbone.reused
-    )
-
-
 @torch.no_grad()
 def planned_evaluation(settings: RunSettings) -> PlannedEvaluation | None:
     """What the evaluations while training cost; None if the run has none."""
@@ -189,14 +111,6 @@ def planned_evaluation(settings: RunSettings) -> PlannedEvaluation | None:
     times = len({*range(0, cycles + 1, section.every), cycles})
     rows, positions = forward.rows["rollout"], backbone.positions
     return PlannedEvaluation(prompts * images, prompts * rows, prompts * positions, times)
-
-
-def naive_rows(settings: RunSettings, updates: list[Update]) -> dict[str, int]:
-    """Rows by kind without sharing: one row per rollout, view and update, in a pass each for old, reference and new."""
-    rollout, kl = settings.rollout, settings.loop.kl_coefficient > 0
-    scored = sum(int((view.target_BN > 0).any(-1).sum()) for update in updates for view in update.views)
-    images, steps = rollout.prompts_per_cycle * rollout.rollouts_per_prompt, rollout.steps + len(rollout.guided_steps)
-    return {"rollout": images * steps, "old": scored, "reference": scored * kl, "new": scored}
 
 
 def plan(settings: RunSettings, processes: int = 1) -> Plan:

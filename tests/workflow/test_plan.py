@@ -8,18 +8,8 @@ from htgrpo_ext.core.order import tie_places
 from htgrpo_ext.core.views import Prompts
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.settings import RunSettings
-from htgrpo_ext.workflow.plan import (
-    DEVICES,
-    KINDS,
-    ROLLOUT,
-    StubBackbone,
-    evaluation_seconds,
-    naive_rows,
-    plan,
-    print_plan,
-    seconds,
-    simulate,
-)
+from htgrpo_ext.workflow.plan import DEVICES, ROLLOUT, evaluation_seconds, plan, print_plan, seconds
+from htgrpo_ext.workflow.simulation import KINDS, StubBackbone, naive_rows, simulate
 
 P, G, K, T = 2, 3, 8, 4
 
