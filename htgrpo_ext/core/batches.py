@@ -12,13 +12,14 @@ Result = TypeVar("Result")
 class BatchSize:
     """Rows per forward.
 
-    rows  a number, which stays, or "auto": begins with `AUTO`, and is halved whenever a forward runs out of the
-          accelerator's memory. One row that does not fit is an error all the same
+    rows  a number, which stays, or "auto": begins with `AUTO`, and is halved whenever a forward or a backward runs
+          out of the accelerator's memory. One row that does not fit is an error all the same
     """
 
     def __init__(self, rows: int | Literal["auto"]):
         self._rows = rows
         self._found: int | None = None
+        self._largest = 1  # batch of the work that `retried` does
 
     @property
     def is_auto(self) -> bool:
@@ -46,12 +47,42 @@ class BatchSize:
             try:
                 results.append(work(slice(start, start + tried)))
             except torch.OutOfMemoryError:
-                if not self.is_auto or tried == 1:
+                if not self._halved(tried):
                     raise
-                self._found = tried // 2
             else:
                 start += tried
+                self._largest = max(self._largest, tried)
                 continue
-            if torch.accelerator.is_available():  # after `except`: the error holds the tensors that did not fit
-                torch.accelerator.empty_cache()
+            free_memory()  # after `except`: the error holds the tensors that did not fit
         return results
+
+    def retried(self, work: Callable[[], Result], undo: Callable[[], None]) -> Result:
+        """What `work` returns: forwards in batches, and their backward. If memory ends behind the forwards, it is done
+        again in smaller batches.
+
+        undo  takes back what a broken `work` has left
+
+        Raises torch.OutOfMemoryError as `batches` does.
+        """
+        while True:
+            self._largest = 1
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if not self._halved(self._largest):
+                    raise
+            undo()
+            free_memory()
+
+    def _halved(self, rows: int) -> bool:
+        """Half of `rows` from now on; False if that cannot be."""
+        if not self.is_auto or rows == 1:
+            return False
+        self._found = rows // 2
+        return True
+
+
+def free_memory() -> None:
+    """Give what the allocator holds back to the accelerator."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

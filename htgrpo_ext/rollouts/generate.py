@@ -3,6 +3,9 @@
 B rollouts, N image tokens.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from htgrpo_ext.backbones.base import Denoiser
@@ -49,14 +52,27 @@ def generate(
             **options,
         )
 
-    try:
+    with memory_named("rollouts", forward):
         if refresh == 1:
             return of_images(slice(0, count))
         parts = forward.batch_size.batches(count, device, of_images)
         return Rollout(*map(torch.cat, zip(*parts, strict=True)))
+
+
+@contextmanager
+def memory_named(
+    part: str, forward: SharedForward, advice: str = "", error_type: type[UserError] = UserError
+) -> Iterator[None]:
+    """Inside, an error for want of the device's memory becomes a UserError that names the part of the run.
+
+    advice  what helps beside a smaller batch
+    """
+    try:
+        yield
     except torch.OutOfMemoryError as error:
-        advice = "not even one row fits" if forward.batch_size.is_auto else "try auto"
-        raise UserError(f"rollouts: out of memory ({one_line(error, 100)}); loop.batch_size: {advice}") from None
+        size = "not even one row fits" if forward.batch_size.is_auto else "try auto"
+        message = f"{part}: out of memory ({one_line(error, 100)}); loop.batch_size: {size}{advice}"
+        raise error_type(message) from None
 
 
 def mean_entropy(rollout: Rollout, batch: RolloutBatch) -> tuple[float, float]:

@@ -13,7 +13,7 @@ PATIENCE = 3  # skipped steps in a row that stop a run
 
 
 class WeightsLost(UserError):
-    """The weights in memory are not finite any more, so they must not be saved."""
+    """The weights in memory must not be saved: they are not finite any more, or not those of whole cycles."""
 
 
 class StepGuard:

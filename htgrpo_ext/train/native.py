@@ -25,8 +25,8 @@ from htgrpo_ext.core.randomness import Draws
 from htgrpo_ext.core.sampler import Rollout
 from htgrpo_ext.core.views import Prompts, even_share
 from htgrpo_ext.errors import Stopped, UserError
-from htgrpo_ext.rewards.mix import Pending
-from htgrpo_ext.rollouts.generate import generate, mean_entropy
+from htgrpo_ext.rewards.mix import JudgedBatch, Pending
+from htgrpo_ext.rollouts.generate import generate, mean_entropy, memory_named
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.train.checkpoint import complete_checkpoints, read_checkpoint, restore, save_checkpoint
 from htgrpo_ext.train.folder import newest_checkpoint, open_folder
@@ -34,7 +34,9 @@ from htgrpo_ext.train.guard import WeightsLost
 from htgrpo_ext.train.held_out import evaluate_held_out
 from htgrpo_ext.train.records import SHOWN, log_cycle, log_update, save_pictures, save_shown_rollout
 from htgrpo_ext.train.run import Run, prepare_run, warmup_factor
-from htgrpo_ext.train.scoring import plan_updates, score_micro_batches, update_objective
+from htgrpo_ext.train.scoring import BatchScores, plan_updates, score_micro_batches, update_objective
+
+MORE_MEMORY = "; more loop.micro_batches or model.activation_checkpointing take less"
 
 
 @dataclass
@@ -89,7 +91,7 @@ class NativeLoop:
 def train_cycle(loop: NativeLoop, cycle: int) -> None:
     """One pass of Algorithm 1 (Eq. 5): a batch of rollouts, and K updates on it."""
     run, settings = loop.run, loop.run.settings
-    G, K, A = settings.rollout.rollouts_per_prompt, settings.loop.updates_per_rollout, settings.loop.micro_batches
+    G, K = settings.rollout.rollouts_per_prompt, settings.loop.updates_per_rollout
     run.seconds.clear()
     loop.forward.start_cycle()
 
@@ -102,7 +104,7 @@ def train_cycle(loop: NativeLoop, cycle: int) -> None:
     # Plan the K updates (which tokens are visible, which are targets, how much each weighs). Score under the old and
     # the reference policy, micro-batch by micro-batch, while reward servers finish.
     batch, updates = plan_updates(settings, rollout, rows, Draws(settings.seed, cycle, share, G))
-    with run.timed("score"):
+    with run.timed("score"), memory_named("scoring", loop.forward, MORE_MEMORY):
         scored = score_micro_batches(settings, loop.backbone, loop.forward, rows, rollout.codes_BN, updates)
 
     # Compare rewards within groups. A group that a reward failed to score is left out of the updates.
@@ -113,13 +115,9 @@ def train_cycle(loop: NativeLoop, cycle: int) -> None:
     # Update K times. All micro-batches of an optimizer step train the same update (except in MaskGRPO as published).
     for k in range(K if judged.any_kept else 0):
         run.progress.update(k, updates[k].stage)
-        step, results = cycle * K + k, []
+        step = cycle * K + k
         with run.timed("update"):
-            for a, (part, scores) in enumerate(scored):
-                index = settings.method.update_index(k, a, A, K)
-                result = update_objective(settings, scores.of(index), scores.updates[index], judged.rows(part))
-                loop.accelerator.backward(result.loss / A)
-                results.append(result)
+            results = add_up_gradients(loop, k, scored, judged)
             norm = optimizer_step(loop, step, results)
         log_update(run, step, [updates[k]], results, norm, loop.optimizer.param_groups[0]["lr"])
     loop.cycles_done = cycle + 1  # before anything that may fail: from here on a checkpoint is of this cycle
@@ -151,6 +149,30 @@ def roll_out(
             codes_BN = rollouts[-1].codes_BN
             pending.append(run.rewards.begin(prompts[part], codes_BN, partial(loop.backbone.decode, codes_BN)))
     return Rollout(*map(torch.cat, zip(*rollouts, strict=True))), pending
+
+
+def add_up_gradients(
+    loop: NativeLoop, k: int, scored: Sequence[tuple[slice, BatchScores]], judged: JudgedBatch
+) -> list[Objective]:
+    """The objectives of update k in every micro-batch, and their gradients, added up in the weights.
+
+    Raises UserError if they do not fit into the device's memory; WeightsLost after the cycle's first update.
+    """
+    settings, A = loop.run.settings, len(scored)
+
+    def work() -> list[Objective]:
+        results = []
+        for a, (part, scores) in enumerate(scored):
+            index = settings.method.update_index(k, a, A, settings.loop.updates_per_rollout)
+            result = update_objective(settings, scores.of(index), scores.updates[index], judged.rows(part))
+            loop.accelerator.backward(result.loss / A)
+            results.append(result)
+        return results
+
+    with memory_named("update", loop.forward, MORE_MEMORY, WeightsLost if k else UserError):
+        if loop.run.processes.num_processes > 1:  # one process alone cannot take a backward back
+            return work()
+        return loop.forward.batch_size.retried(work, loop.optimizer.zero_grad)
 
 
 def optimizer_step(loop: NativeLoop, step: int, results: Sequence[Objective]) -> float:

@@ -49,3 +49,25 @@ def test_one_row_that_does_not_fit_is_an_error_and_so_is_a_fixed_size():
 
 def test_auto_is_one_number_on_a_cpu():
     assert BatchSize("auto").on(CPU) == AUTO["cpu"]
+
+
+def test_a_backward_that_does_not_fit_is_done_again_in_halves_of_the_largest_batch():
+    size, asked, undone = BatchSize("auto"), [], []
+
+    def work():
+        asked.append([part.stop - part.start for part in size.batches(12, OTHER, lambda part: part, most=6)])
+        if max(asked[-1]) > 2:
+            raise torch.OutOfMemoryError("out of memory, in a backward")
+        return len(asked)
+
+    assert size.retried(work, lambda: undone.append(len(asked))) == 3
+    assert asked == [[6, 6], [3, 3, 3, 3], [1] * 12] and undone == [1, 2] and size.on(OTHER) == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        size.retried(lambda: size.batches(2, OTHER, memory_for(0, [])), lambda: None)
+
+
+def test_a_fixed_size_is_not_tried_again_after_a_backward():
+    size, undone = BatchSize(4), []
+    with pytest.raises(torch.OutOfMemoryError):
+        size.retried(lambda: size.batches(8, OTHER, memory_for(0, [])), lambda: undone.append(1))
+    assert undone == []
