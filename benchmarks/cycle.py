@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ makes the checkpoints
 
 import cycle_report  # noqa: E402
-from cycle_cases import CASES, ROWS, Case, Row, Worker, compared, rows_of, why_no_upstream  # noqa: E402
+from cycle_cases import CASES, ON_REQUEST, ROWS, Case, Row, Worker, compared, rows_of, why_no_upstream  # noqa: E402
 from cycle_scaling import scaling  # noqa: E402
 from measuring import machine  # noqa: E402
 
@@ -72,7 +72,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="A whole cycle, methods in turn", epilog="See the file's first lines.")
     parser.add_argument("--case", action="append", choices=CASES, help="default: all that this machine can run")
-    parser.add_argument("--row", action="append", choices=ROWS, help="a method beside htgrpo; default: all")
+    parser.add_argument("--row", action="append", choices=ROWS, help="beside htgrpo; default: all but htgrpo-compiled")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, help="P of all cases")
     parser.add_argument("--images", type=int, help="G of all cases")
@@ -104,8 +104,8 @@ def main() -> None:
             changed |= dict(zip(("width", "layers"), map(int, given.size.split(",")), strict=True))
         case = replace(CASES[name], **{key: value for key, value in changed.items() if value})
         rows, left_out = rows_of(case, missing)
-        if given.row:
-            rows = {key: row for key, row in rows.items() if key in ("htgrpo", *given.row)}
+        asked = given.row or [key for key in ROWS if key not in ON_REQUEST]
+        rows = {key: row for key, row in rows.items() if key in ("htgrpo", *asked)}
         one = measured(case, rows, given.repeats, given.threads, not given.no_profile)
         one |= {"sizes": vars(case) | {"more": list(case.more)}, "left_out": left_out, "table": compared(one["runs"])}
         one["titles"] = {key: row.title for key, row in rows.items()}

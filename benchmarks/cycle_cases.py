@@ -24,16 +24,20 @@ class Row(NamedTuple):
     title: str
     method: str
     loop: str
+    more: tuple[str, ...] = ()  # changes of settings
 
 
 ROWS = {
     "htgrpo": Row("HT-GRPO", "htgrpo", "ours"),
+    "htgrpo-reuse": Row("HT-GRPO, rollout.reuse 3", "htgrpo", "ours", ("rollout.reuse={refresh: 3}",)),
+    "htgrpo-compiled": Row("HT-GRPO, loop.compile", "htgrpo", "ours", ("loop.compile=default",)),
     "htgrpo-theirs": Row("HT-GRPO in MaskGRPO's loop", "htgrpo", "theirs"),
     "published": Row("MaskGRPO as published", "maskgrpo", "published"),
     "maskgrpo": Row("MaskGRPO as published, our code", "maskgrpo", "ours"),
     "maskgrpo-fixed": Row("MaskGRPO fixed", "maskgrpo-fixed", "ours"),
     "tracegrpo": Row("TraceGRPO", "tracegrpo", "ours"),
 }
+ON_REQUEST = ("htgrpo-compiled",)  # its first cycles compile, so three say nothing
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Worker:
     ):
         self.title, self._said = row.title, folder / "stderr"
         folder.mkdir()
-        given = {"model": case.model, "method": row.method, "loop": row.loop, "changes": changes}
+        given = {"model": case.model, "method": row.method, "loop": row.loop, "changes": [*changes, *row.more]}
         given |= {"updates": case.updates, "out": str(folder / "run"), "cycles": cycles}
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment = {"OMP_NUM_THREADS": str(threads), "WANDB_MODE": "disabled", **KEEP_FREED}

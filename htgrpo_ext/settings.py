@@ -4,7 +4,7 @@ Nothing here imports torch. Each field is checked on its own; `problems` checks 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -54,6 +54,7 @@ class LoopSettings(Section):
     updates_per_rollout: Updates
     micro_batches: Rows
     batch_size: RowsOrAuto
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     learning_rate: Annotated[float, Field(gt=0, le=1)]  # AdamW moves each weight by about this much a step
     warmup_updates: Annotated[int, Field(ge=0, le=256_000_000)]  # the optimizer steps of the longest run
     adam_betas: tuple[Beta, Beta]
@@ -136,6 +137,8 @@ class RunSettings(Section):
         found += self.rollout.problems("rollout") + (self.sampling.problems("sampling") if self.sampling else [])
         if self.rollout.refresh > 1 and not self.model.keeps_keys:
             found.append(f"{self.model.name} keeps no keys and values between steps (rollout.reuse)")
+        if self.rollout.refresh > 1 and self.loop.compile:
+            found.append("compiled blocks cannot keep keys and values; leave out rollout.reuse or loop.compile")
         found += self._inexact_rollouts() if self.method.exact_rollouts else []
         if self.eval and self.eval.world not in (None, self.model.world):
             found.append(

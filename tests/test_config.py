@@ -239,6 +239,11 @@ def test_a_missing_setting_names_the_files(tmp_path):
             1,
             "reuse needs the sampler emerge: maskgit draws all masked tokens to choose some (rollout.reuse)",
         ),
+        (
+            ["loop.compile=default", "rollout.reuse={refresh: 2}"],
+            1,
+            "compiled blocks cannot keep keys and values; leave out rollout.reuse or loop.compile",
+        ),
     ],
 )
 def test_a_problem_between_fields_is_one_line(overrides, processes, line):

@@ -61,6 +61,10 @@ class Backbone(Denoiser, Protocol):
         """Pixels float32 [B, 3, H, W] in [-1, 1] of int64 [B, N]."""
         ...
 
+    def compile_blocks(self, mode: str) -> None:
+        """From now on compute the model's blocks by `torch.compile`, in this mode of it. In place: names stay."""
+        ...
+
     def route_through(self, wrapped: nn.Module) -> None:
         """Send the policy's forwards through accelerate's wrapper of `model`."""
         ...

@@ -13,6 +13,9 @@ from torch import nn
 from htgrpo_ext.core.randomness import derived_seed
 from htgrpo_ext.core.views import Prompts
 
+COMPILER = "inductor"
+GRAPHS = 64  # that the blocks may need; beyond it PyTorch computes without one
+
 
 def is_target(name: str, targets: str | Sequence[str]) -> bool:
     """Whether a module gets an adapter, by peft's rule: a regular expression of whole names, or last parts of names."""
@@ -55,6 +58,8 @@ def prepare_policy(
 class Policy:
     """A model under training, and the reference policy it is compared with."""
 
+    blocks = "blocks"  # the model's list of like blocks, which `compile_blocks` compiles
+
     def __init__(self, model: nn.Module, reference: nn.Module | None = None):
         """`model` bare, or a PEFT model around it; `reference` a frozen copy, None to switch adapters off."""
         self.model = model
@@ -66,6 +71,16 @@ class Policy:
     def route_through(self, wrapped: nn.Module) -> None:
         """Send the policy's forwards through accelerate's wrapper of `model`, which synchronises processes."""
         self._policy = wrapped
+
+    def compile_blocks(self, mode: str) -> None:
+        """See `Backbone`. Blocks are alike, so a graph that is compiled for one serves all."""
+        # A graph for each: with gradient or without, one row or several, with a mask or without, policy or reference.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+        for model in (self.model, self._reference):
+            for name, module in model.named_modules() if model else ():
+                if isinstance(module, nn.ModuleList) and name.split(".")[-1] == self.blocks:
+                    for block in module:
+                        block.compile(backend=COMPILER, mode=mode)
 
     def save(self, folder: Path) -> None:
         """Write what is trained, in the format of its library; see `Backbone`."""

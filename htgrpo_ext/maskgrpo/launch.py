@@ -148,6 +148,8 @@ def published_problems(settings: RunSettings) -> list[str]:
         for key in ("guidance_interval", "reuse")
         if getattr(rollout, key) is not None
     ]
+    if settings.loop.compile:
+        found.append("MaskGRPO as published is not compiled (loop.compile)")
     if settings.loop.updates_per_rollout == 1:
         found.append("MaskGRPO as published cannot run with one update (loop.updates_per_rollout)")
     if settings.model.tuning != "lora":
@@ -238,6 +240,8 @@ def make_loop(settings: RunSettings) -> MaskGRPOLoop:
         return MaskGRPOLoop(run, None, PublishedTrainer(run, **shared, **published_parts(settings, config.device)))
     backbone = load_backbone(settings.model, config.device, settings.seed)
     backbone.model.eval()
+    if settings.loop.compile:
+        backbone.compile_blocks(settings.loop.compile)
     forward = SharedForward(backbone.image_logits, backbone.mask_id, settings.loop.batch_size)
     shim = Canonical(backbone.encode_prompts([""]).ids_BL.shape[1])
     parts = dict(model=backbone.model, processing_class=shim, uni_processing_class=shim, vq_model=shim)

@@ -213,6 +213,8 @@ def start(settings: RunSettings, resume: bool = False) -> NativeLoop:
     run.guard.protect(optimizer)
     wrapped, optimizer = accelerator.prepare(backbone.model, optimizer)
     backbone.route_through(wrapped)
+    if options.compile:
+        backbone.compile_blocks(options.compile)
     forward = SharedForward(backbone.image_logits, backbone.mask_id, options.batch_size)
     loop = NativeLoop(run, accelerator, backbone, forward, optimizer)
     if saved:

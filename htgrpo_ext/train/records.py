@@ -74,6 +74,10 @@ def log_cycle(
         kinds.insert(1, "reused")
     rows = gathered(torch.tensor([[forwards[kind] for kind in kinds]], device=device)).sum(0).tolist()
     values = {**judged.metrics, "entropy_structure": structure, "entropy_refinement": refinement}
+    if run.settings.loop.compile:
+        from torch._dynamo.utils import counters  # seconds to import
+
+        values["compiled_graphs"] = counters["stats"]["unique_graphs"]
     write_cycle(run, cycle, values | {"forwards": dict(zip(kinds, rows, strict=True))})
 
 

@@ -69,6 +69,8 @@ def test_maskgrpo_as_published_with_an_evaluation_is_refused():
             f"MaskGRPO as published has rollouts of its own; leave out rollout.{re.split('[=.]', setting)[0]}, or use "
             "METHOD=maskgrpo-fixed"
         ]
+    [line] = published_problems(load_settings(files, ["loop.compile=default"]))
+    assert line == "MaskGRPO as published is not compiled (loop.compile)"
     settings = load_settings(files).model_copy(update={"eval": benchmark})
     assert published_problems(settings) == [
         "MaskGRPO as published cannot be evaluated: its model class has no backbone of ours (eval)"

@@ -30,6 +30,8 @@ from htgrpo_ext.core.views import Prompts
 class AmusedBackbone(Policy):
     """See `Backbone`."""
 
+    blocks = "transformer_layers"
+
     def __init__(
         self,
         model: nn.Module,
