@@ -45,7 +45,7 @@ class Watch:
     def __init__(self):
         self.peaks: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        self._part = "start"
+        self._part, self._since = "start", time.perf_counter()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -56,12 +56,17 @@ class Watch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What happens inside counts for `name`."""
-        before, self._part, start = self._part, name, time.perf_counter()
+        """What happens inside counts for `name`, and not for the part around it."""
+        before = self._part
+        self._enter(name)
         yield
         self.peaks[name] = max(self.peaks.get(name, 0), held_memory())
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        self._part = before
+        self._enter(before)
+
+    def _enter(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[self._part] = self.seconds.get(self._part, 0.0) + now - self._since
+        self._part, self._since = name, now
 
     def around(self, owner, name: str, part: str) -> None:
         """Count a function of a module for `part`."""
