@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from helpers.micro_runs import CONFIGS, even_codes, records, tiny_checkpoint, tiny_settings
 from helpers.paths import HELPERS
 from helpers.upstream_runs import needs_upstream, run_python
+from htgrpo_ext.backbones import policy
 from htgrpo_ext.config import save_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.train.run import prompt_sources
@@ -58,6 +60,24 @@ def test_the_patched_loop_trains_as_the_reference_loop(method, more, checkpoint,
     theirs = train(settings_of(method, checkpoint, tmp_path / "upstream", *more), "upstream")
     assert_same_run(ours, theirs)
     assert (theirs / "report.html").exists()
+
+
+def test_rollouts_that_are_not_exact_are_the_same_in_both_loops(checkpoint, tmp_path):
+    more = ("rollout.guidance=2", "rollout.guidance_interval=[0.5, 1]", "rollout.reuse={refresh: 2}")
+    ours = train(settings_of("htgrpo", checkpoint, tmp_path / "native", *more))
+    theirs = train(settings_of("htgrpo", checkpoint, tmp_path / "upstream", *more), "upstream")
+    assert_same_run(ours, theirs)
+    assert records(theirs, "cycle")[0]["forwards"]["reused"] > 0
+
+
+def test_compiled_blocks_train_the_same_in_both_loops(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "COMPILER", "aot_eager")
+    for loop in ("native", "upstream"):
+        torch._dynamo.reset()
+        counters.clear()
+        train(settings_of("htgrpo", checkpoint, tmp_path / loop, "loop.compile=default"), loop)
+    assert records(tmp_path / "upstream", "cycle")[0].pop("compiled_graphs") > 0
+    assert_same_run(tmp_path / "native", tmp_path / "upstream", tolerance=1e-4)
 
 
 def test_stages_are_never_mixed_inside_an_optimizer_step(checkpoint, tmp_path, monkeypatch):
