@@ -38,7 +38,8 @@ def remake(folder: Path, console: Console | None = None) -> None:
     scores = Scores(read_data(folder))
     grids = tables(scores)
     drawn = bool(scores.data["parts"]["equal_rollouts"])
-    words = [rule(scores.data), NOTE, SECONDS, *cautions(scores.data)]
+    timed = [SECONDS] if scores.data["plan"]["timing"] else []
+    words = [rule(scores.data), NOTE, *timed, *cautions(scores.data)]
     parts = [f"## {grid.title}\n\n{markdown(grid)}" for grid in grids] + ([f"![]({FIGURE})"] if drawn else [])
     title = f"# Tuned methods, {scores.benchmark.title}"
     write_atomically(folder / TABLES, "\n\n".join([title, *words, *parts]) + "\n")
@@ -58,22 +59,25 @@ def remake(folder: Path, console: Console | None = None) -> None:
 def rule(data: dict) -> str:
     """How the choice was made."""
     plan = data["plan"]
-    tuning, rates = plan["tuning"], plan["tuning"]["learning_rates"]
+    seeds = f"The comparison has seeds {', '.join(map(str, plan['seeds']))}."
+    if (tuning := plan["tuning"]) is None:
+        return f"Learning rates and settings were tuned elsewhere; nothing was tried here. {seeds}"
+    rates = tuning["learning_rates"]
     values = len(next(iter(plan["methods"].values()))["values"])
     return (
         f"Each method had {len(rates) + values} tuning runs of {plan['cycles']} cycles: the learning rates "
         f"{', '.join(map(short_rate, rates))} at its default settings, then {values} other "
         f"value{'s' if values > 1 else ''} of one setting at its best rate. They have training seed {tuning['seed']} "
         f"and evaluation noise {tuning['eval_seed']}, which no run of the comparison has. Scores within "
-        f"{tuning['tie']:g} of the best tie with it; then the smallest rate, or the default value, is taken. The "
-        f"comparison has seeds {', '.join(map(str, plan['seeds']))}."
+        f"{tuning['tie']:g} of the best tie with it; then the smallest rate, or the default value, is taken. {seeds}"
     )
 
 
 def cautions(data: dict) -> list[str]:
     """What a reader must know besides."""
-    rates, found = data["plan"]["tuning"]["learning_rates"], []
-    for end, words in ((min(rates), "smallest"), (max(rates), "largest")):
+    tuning, found = data["plan"]["tuning"], []
+    rates = tuning["learning_rates"] if tuning else []
+    for end, words in ((min(rates), "smallest"), (max(rates), "largest")) if tuning else ():
         if methods := [method for method, choice in data["choices"].items() if choice["rate"] == end]:
             found.append(f"Chosen at an end of the grid, the {words} rate {short_rate(end)}: {', '.join(methods)}.")
     if unlike := data["base_differs"]:
@@ -88,7 +92,7 @@ def cautions(data: dict) -> list[str]:
 
 def tables(scores: Scores) -> list[Grid]:
     """All tables whose runs are there."""
-    parts, made = scores.data["parts"], [_grid(scores)]
+    parts, made = scores.data["parts"], [_grid(scores)] if scores.data["plan"]["tuning"] else []
     if parts["equal_rollouts"]:
         made += [_equal_rollouts(scores), _by_task(scores, "equal_rollouts", "Equal rollouts, by task")]
     if parts["equal_seconds"]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.files import require_folder
 from htgrpo_ext.report.summary import method_label
-from htgrpo_ext.report.tuned import write_tuned
+from htgrpo_ext.report.tuned import remake, write_tuned
 from htgrpo_ext.workflow.compare import refuse_others, require_all, run_all
 from htgrpo_ext.workflow.processes import stop_on_sigterm
 from htgrpo_ext.workflow.tuned_runs import Choice, Tuned
@@ -54,13 +54,15 @@ def compare_tuned(
     for make in tuned.stages:
         refuse_others(make().runs)
     for number, make in enumerate(tuned.stages, 1):
-        stage = make()
+        if not (stage := make()).runs:
+            continue
         console.print(f"{number} of {len(tuned.stages)}  {stage.title}: {len(stage.runs)} runs", highlight=False)
         refuse_others(stage.runs)
         alone = make == tuned.timing_stage
         require_all(stage.runs, run_all(stage.runs, 1 if alone else jobs, console))
         if make not in (tuned.grid_stage, tuned.timing_stage):  # these alone change no table
-            write_tuned(tuned.data(), out / "tables", console if number == len(tuned.stages) else None)
+            write_tuned(tuned.data(), out / "tables")
+    remake(out / "tables", console)
 
 
 def _try_all(tuned: Tuned, plan: Path) -> None:
@@ -72,10 +74,11 @@ def _try_all(tuned: Tuned, plan: Path) -> None:
             if tuned.run(method, 1e-4, 0).settings.benchmark is None:
                 raise UserError("runs are compared by their evaluation, and these would have none (eval)")
             for value in tuned.values(method):
-                choice = Choice(tuned.comparison.tuning.learning_rates[0], value)
+                choice = Choice(1e-4, value)
                 tuned.extras(method, choice)
-                tuned.timing(method, 1, choice)
                 tuned.run(method, choice.rate, 0, value, tuning=True)
+                if tuned.comparison.timing:
+                    tuned.timing(method, 1, choice)
         except UserError as error:
             raise UserError("\n".join(f"{plan}: methods.{method}: {line}" for line in str(error).split("\n"))) from None
 

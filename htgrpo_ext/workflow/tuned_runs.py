@@ -70,7 +70,7 @@ class Tuned:
         """
         of, name = self.comparison.methods[method], f"{method}-lr{short_rate(rate)}"
         sets: Overrides = {"loop.cycles": cycles or self.comparison.cycles, "loop.learning_rate": rate, "seed": seed}
-        sets |= {"eval.seed": self.comparison.tuning.eval_seed} if tuning else {}
+        sets |= {"eval.seed": self.comparison.tuning.eval_seed} if tuning and self.comparison.tuning else {}
         sets |= of.settings
         if value is not None and value != self.default(method):
             sets[of.setting] = value
@@ -82,8 +82,8 @@ class Tuned:
 
     def timing(self, method: str, round_: int, choice: Choice) -> Planned:
         """A short run without evaluation."""
-        of, timing = self.comparison.methods[method], self.comparison.timing
-        sets: Overrides = {"loop.cycles": timing.cycles, "loop.learning_rate": choice.rate}
+        of, cycles = self.comparison.methods[method], self.comparison.timing.cycles if self.comparison.timing else 0
+        sets: Overrides = {"loop.cycles": cycles, "loop.learning_rate": choice.rate}
         sets |= {"seed": self.comparison.seeds[0], "eval": "null"} | of.settings | {of.setting: choice.value}
         return self._planned(method, sets, self.out / "timing" / f"{method}-{round_}")
 
@@ -112,26 +112,33 @@ class Tuned:
     # --- choices -----------------------------------------------------------------------------------------------
 
     def grid(self, method: str) -> dict[float, Planned]:
-        tuning = self.comparison.tuning
+        """The tuning runs of stage 1, by learning rate; none if nothing is tuned here."""
+        if (tuning := self.comparison.tuning) is None:
+            return {}
         return {rate: self.run(method, rate, tuning.seed, tuning=True) for rate in tuning.learning_rates}
 
     def rate(self, method: str) -> float | None:
         """The best learning rate; None before the runs are there."""
+        if (tuning := self.comparison.tuning) is None:
+            return self.comparison.methods[method].learning_rate
         scores = _scores(self.grid(method))
-        return None if scores is None else best_rate(scores, self.comparison.tuning.tie)
+        return None if scores is None else best_rate(scores, tuning.tie)
 
     def at_rate(self, method: str, rate: float) -> dict[Value, Planned]:
-        """The tuning runs at one rate, by value."""
-        seed = self.comparison.tuning.seed
-        return {value: self.run(method, rate, seed, value, tuning=True) for value in self.values(method)}
+        """The tuning runs at one rate, by value; none if nothing is tuned here."""
+        if (tuning := self.comparison.tuning) is None:
+            return {}
+        return {value: self.run(method, rate, tuning.seed, value, tuning=True) for value in self.values(method)}
 
     def choice(self, method: str) -> Choice | None:
-        """What the tuning chose; None before its runs are there."""
+        """What the tuning chose, here or elsewhere; None before its runs are there."""
         if method not in self._choices:
             if (rate := self.rate(method)) is None or (scores := _scores(self.at_rate(method, rate))) is None:
                 return None
-            value = best_value(scores, self.default(method), self.comparison.tuning.tie)
-            self._choices[method] = Choice(rate, value)
+            value, default = self.comparison.methods[method].value, self.default(method)
+            if tuning := self.comparison.tuning:
+                value = best_value(scores, default, tuning.tie)
+            self._choices[method] = Choice(rate, default if value is None else value)
         return self._choices[method]
 
     def tuned(self, method: str, choice: Choice, cycles: int | None = None) -> list[Planned]:
@@ -158,9 +165,9 @@ class Tuned:
         return {rate: self.run(method, rate, check.seed) for rate in check.learning_rates}
 
     def timings(self, method: str) -> list[Planned] | None:
-        if (choice := self.choice(method)) is None:
+        if (timing := self.comparison.timing) is None or (choice := self.choice(method)) is None:
             return None
-        return [self.timing(method, number, choice) for number in range(1, self.comparison.timing.rounds + 1)]
+        return [self.timing(method, number, choice) for number in range(1, timing.rounds + 1)]
 
     def seconds(self, method: str) -> list[list[float]] | None:
         """Seconds of scoring and updates of each timed cycle, by run; None before all were timed."""
@@ -174,6 +181,8 @@ class Tuned:
 
     def cycles_of_budget(self, method: str) -> int | None:
         """How many whole cycles the budget of seconds holds, at least 1; None before they were measured."""
+        if self.comparison.budget_of is None:
+            return None
         own, budget = self.seconds(method), self.seconds(self.comparison.budget_of)
         if own is None or budget is None:
             return None
@@ -206,12 +215,17 @@ class Tuned:
         return Stage("tuned methods, variants, published settings", list({r.folder: r for r in runs}.values()), later)
 
     def timing_stage(self) -> Stage:
+        title = "seconds a cycle, one run at a time"
+        if (timing := self.comparison.timing) is None:
+            return Stage(title, [], [])
         of_methods = {method: self.timings(method) for method in self.comparison.methods}
-        later = [f"{method}: {self.comparison.timing.rounds} runs" for method, runs in of_methods.items() if not runs]
+        later = [f"{method}: {timing.rounds} runs" for method, runs in of_methods.items() if not runs]
         in_turn = zip(*(runs for runs in of_methods.values() if runs), strict=True)
-        return Stage("seconds a cycle, one run at a time", [run for round_ in in_turn for run in round_], later)
+        return Stage(title, [run for round_ in in_turn for run in round_], later)
 
     def seconds_stage(self) -> Stage:
+        if self.comparison.budget_of is None:
+            return Stage("equal seconds", [], [])
         runs, later = [], []
         for method in self.comparison.methods:
             choice, cycles = self.choice(method), self.cycles_of_budget(method)

@@ -34,8 +34,10 @@ class OfMethod(Section):
     """What is tried of one method; configs/comparison/micro.yaml explains the fields."""
 
     settings: Overrides = {}
+    learning_rate: Rate | None = None  # this and `value`: tuned elsewhere, so nothing is tried here
+    value: Value | None = None
     setting: str
-    values: list[Value]
+    values: list[Value] = []
     published: Overrides = {}
     variants: dict[FolderName, Overrides] = {}
 
@@ -47,14 +49,14 @@ class Check(Section):
 
 
 class Comparison(Section):
-    """The whole file."""
+    """The whole file. Without `tuning` every method brings its learning rate; without `timing` nothing is timed."""
 
     cycles: Cycles
     seeds: Annotated[list[Seed], Field(min_length=1)]
     reference: str
-    budget_of: str
-    tuning: Tuning
-    timing: Timing
+    budget_of: str | None = None
+    tuning: Tuning | None = None
+    timing: Timing | None = None
     methods: dict[FolderName, OfMethod]
     check: Check | None = None
 
@@ -62,10 +64,17 @@ class Comparison(Section):
         """What is wrong between fields, one line each."""
         found = []
         for key in ("reference", "budget_of"):
-            if (name := getattr(self, key)) not in self.methods:
+            if (name := getattr(self, key)) not in (None, *self.methods):
                 found.append(f"{key} `{name}` is none of the methods ({', '.join(self.methods)})")
-        if self.tuning.seed in self.seeds:
+        if (self.timing is None) != (self.budget_of is None):
+            found.append("timing and budget_of belong together; give both or neither")
+        if self.tuning and self.tuning.seed in self.seeds:
             found.append(f"tuning.seed {self.tuning.seed} is a seed of the comparison too; choose another")
+        for name, each in self.methods.items():
+            if self.tuning and (each.learning_rate or each.value is not None):
+                found.append(f"methods.{name}: learning_rate and value are for files without `tuning`")
+            if not self.tuning and (each.learning_rate is None or each.values):
+                found.append(f"methods.{name}: without `tuning` it needs a learning_rate, and no values")
         if len({len(each.values) for each in self.methods.values()}) > 1:
             found.append("methods differ in the number of values, so their tuning would cost differently")
         if self.check and any(len(row) != len(self.check.learning_rates) for row in self.check.reported.values()):

@@ -53,6 +53,16 @@ PLAN = {
     },
     "check": {"seed": 0, "learning_rates": [1e-4, 3e-4], "reported": {"htgrpo": [0.5, 0.6]}},
 }
+# The same methods, tuned elsewhere: nothing is tried, nothing is timed.
+ELSEWHERE = {
+    "cycles": 3,
+    "seeds": [0, 1],
+    "reference": "htgrpo",
+    "methods": {
+        "htgrpo": {"learning_rate": 3e-4, "setting": "method.structure_ratio"},
+        "maskgrpo": {"learning_rate": 1e-4, "setting": "method.min_mask_rate", "value": 0.8},
+    },
+}
 # Seconds of scoring and updates of a cycle: maskgrpo's are 4 times those of htgrpo.
 SECONDS = {"htgrpo": 3.0, "maskgrpo": 12.0}
 
@@ -271,6 +281,44 @@ def test_before_anything_ran_a_dry_run_says_what_comes_later(tmp_path, capsys):
     assert "1. learning rates: 0 of 4 known runs finished" in said
     assert "later  maskgrpo: 1 values of method.min_mask_rate at its best rate" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_methods_that_were_tuned_elsewhere_are_compared_at_once(tmp_path, monkeypatch):
+    case = Done(tmp_path)
+    case.plan.write_text(yaml.safe_dump(ELSEWHERE, sort_keys=False))
+    monkeypatch.setattr(workflow, "run_all", case.run_all)
+    monkeypatch.setattr(workflow, "stop_on_sigterm", lambda: None)
+    case.compare()
+    names = ["htgrpo-lr3e-4-s0", "htgrpo-lr3e-4-s1"]
+    names += [f"maskgrpo-lr1e-4-min_mask_rate0.8-s{seed}" for seed in (0, 1)]
+    assert case.calls == [(names, 2)]
+    text = (case.out / "tables" / "tables.md").read_text()
+    assert "tuned elsewhere; nothing was tried here. The comparison has seeds 0, 1." in text
+    assert "## Equal rollouts: 3 cycles" in text and "## Tuning" not in text and "Seconds are" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| maskgrpo | "))
+    assert row.split(" | ")[1:3] == ["1e-4", "min_mask_rate 0.8"]
+    assert "structure_ratio 0.3 (default)" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget_of": "maskgrpo"}, "timing and budget_of belong together; give both or neither"),
+        (
+            {"methods": {"htgrpo": {"setting": "method.structure_ratio"}}},
+            "methods.htgrpo: without `tuning` it needs a learning_rate, and no values",
+        ),
+        (
+            {"tuning": PLAN["tuning"]},
+            "methods.maskgrpo: learning_rate and value are for files without `tuning`",
+        ),
+    ],
+)
+def test_a_file_is_of_methods_to_tune_or_of_tuned_ones(tmp_path, change, said):
+    case = Done(tmp_path)
+    case.plan.write_text(yaml.safe_dump(ELSEWHERE | change, sort_keys=False))
+    with pytest.raises(UserError, match=f"{case.plan}: {said}"):
+        case.compare(dry=True)
 
 
 @pytest.mark.parametrize(
