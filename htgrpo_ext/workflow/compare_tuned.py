@@ -86,7 +86,8 @@ def _try_all(tuned: Tuned, plan: Path) -> None:
 def print_runs(tuned: Tuned, console: Console) -> None:
     """Every run that is known by now with its state, and what depends on others."""
     for number, make in enumerate(tuned.stages, 1):
-        stage = make()
+        if not (stage := make()).runs and not stage.later:
+            continue
         done = sum(run.state == "finished" for run in stage.runs)
         console.print(f"{number}. {stage.title}: {done} of {len(stage.runs)} known runs finished", highlight=False)
         for run in stage.runs:
