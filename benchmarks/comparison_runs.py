@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 COPIED = ("config.yaml", "metrics.jsonl", "summary.json", "eval/prompts.json")
-VERDICTS = ("correct", "partial", "reasons")  # of eval/*.npz; the images' codes (`kept`) are nearly all of its size
+PICTURES = "kept"  # of eval/*.npz, nearly all of its size
 
 
 def finished(runs: Path) -> list[Path]:
@@ -25,10 +25,10 @@ def finished(runs: Path) -> list[Path]:
 
 
 def without_pictures(evaluation: Path) -> bytes:
-    """An eval/*.npz with no image codes. Deterministic, and not compressed: the archive is."""
-    arrays, written = np.load(evaluation), io.BytesIO()
-    kept = np.zeros((*arrays["correct"].shape, 0), dtype=arrays["kept"].dtype)
-    np.savez(written, kept=kept, **{name: arrays[name] for name in VERDICTS})
+    """An eval/*.npz with no images. Deterministic, and not compressed: the archive is."""
+    arrays, written = dict(np.load(evaluation)), io.BytesIO()
+    arrays[PICTURES] = np.zeros((*arrays["correct"].shape, 0), dtype=arrays[PICTURES].dtype)
+    np.savez(written, **arrays)
     return written.getvalue()
 
 

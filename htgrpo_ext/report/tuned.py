@@ -231,10 +231,14 @@ def _draw(scores: Scores, path: Path) -> None:
             one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             one.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
             one.xaxis.set_minor_formatter(NullFormatter())
+            budgets = {row[key] for part in parts.values() for row in part.values()}
+            if len(budgets) == 1:
+                one.set_xticks(list(budgets))
             one.axhline(scores.base_row()["score"], color="#9aa3ad", linestyle=":", linewidth=1.5)
             one.set(xlabel=words[key])
         axes[0].set(ylabel=f"{scores.benchmark.title} overall")
-        axes[0].set_title("round: equal rollouts; square: equal seconds; dotted: base", fontsize=9.5)
+        square = "square: equal seconds; " if parts["equal_seconds"] else ""
+        axes[0].set_title(f"round: equal rollouts; {square}dotted: base", fontsize=9.5)
         axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(path)
 
