@@ -252,7 +252,7 @@ def main() -> None:
     figures = {
         "date": date.today().isoformat(),
         "machine": f"{given.threads} CPU cores, torch {torch.__version__}",
-        "mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_", RETURN_FREED["MALLOC_MMAP_THRESHOLD_"]),
+        "mmap_threshold": (RETURN_FREED | os.environ)["MALLOC_MMAP_THRESHOLD_"],
         "shape": {"width": given.width, "layers": given.layers, "rank": given.rank},
         "parameters": count,
         "peak": max(train["peaks"].values()),

@@ -77,8 +77,8 @@ def _try_all(tuned: Tuned, plan: Path) -> None:
                 choice = Choice(1e-4, value)
                 tuned.extras(method, choice)
                 tuned.run(method, choice.rate, 0, value, tuning=True)
-                if tuned.comparison.timing:
-                    tuned.timing(method, 1, choice)
+                if timing := tuned.comparison.timing:
+                    tuned.timing(method, 1, choice, timing.cycles)
         except UserError as error:
             raise UserError("\n".join(f"{plan}: methods.{method}: {line}" for line in str(error).split("\n"))) from None
 

@@ -80,9 +80,9 @@ class Tuned:
         name += f"-c{cycles}" if cycles not in (None, self.comparison.cycles) else ""
         return self._planned(method, sets, self.out / f"{name}-s{seed}")
 
-    def timing(self, method: str, round_: int, choice: Choice) -> Planned:
+    def timing(self, method: str, round_: int, choice: Choice, cycles: int) -> Planned:
         """A short run without evaluation."""
-        of, cycles = self.comparison.methods[method], self.comparison.timing.cycles if self.comparison.timing else 0
+        of = self.comparison.methods[method]
         sets: Overrides = {"loop.cycles": cycles, "loop.learning_rate": choice.rate}
         sets |= {"seed": self.comparison.seeds[0], "eval": "null"} | of.settings | {of.setting: choice.value}
         return self._planned(method, sets, self.out / "timing" / f"{method}-{round_}")
@@ -167,7 +167,7 @@ class Tuned:
     def timings(self, method: str) -> list[Planned] | None:
         if (timing := self.comparison.timing) is None or (choice := self.choice(method)) is None:
             return None
-        return [self.timing(method, number, choice) for number in range(1, timing.rounds + 1)]
+        return [self.timing(method, number, choice, timing.cycles) for number in range(1, timing.rounds + 1)]
 
     def seconds(self, method: str) -> list[list[float]] | None:
         """Seconds of scoring and updates of each timed cycle, by run; None before all were timed."""
