@@ -1,7 +1,7 @@
 """The two rollouts that are faster and not exact (docs/rollouts.md): speed, distance from the exact law, and the score.
 
     rollout_reuse.py [--case micro] [--case micro-guided] [--case mmada] [--rounds 3] [--out FILE.json]
-    rollout_reuse.py --train 40 --seeds 3 [--jobs 1] [--case micro] [--out FILE.json] [--runs FOLDER]
+    rollout_reuse.py --train 40 --seeds 3 [--case micro] [--out FILE.json] [--runs FOLDER]
     rollout_reuse.py --plot docs/rollout-reuse.png --out FILE.json
 
 micro         a micro-batch of the default run: 6 prompts, 9 images each, 8 steps, no guidance
