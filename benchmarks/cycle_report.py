@@ -146,6 +146,9 @@ def plot_scaling(found: dict, file: Path) -> None:
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label if column == 0 else None)
             panel.set_xticks(one["values"], [str(value) for value in one["values"]], minor=False)
             panel.minorticks_off()
+            low, high = panel.get_ylim()
+            room = max(1.0, (10 * low / high) ** 0.5)  # a decade at least, so that what is flat looks flat
+            panel.set_ylim(low / room, high * room)
             panel.legend(frameon=False, fontsize=7, title="exponents", title_fontsize=7)
     if "images" in found:
         plot_sampler(grid[0][-1], found["images"])
@@ -158,5 +161,6 @@ def plot_scaling(found: dict, file: Path) -> None:
 def plot_sampler(panel, images: dict) -> None:
     """Peak memory of the sampler against the number of images: flat."""
     panel.plot(images["values"], images["peak"], "o-", color="#4477aa")
-    panel.set(xlabel="images of a rollout batch", title="sampler's peak over the model, MiB", ylim=(0, None))
+    panel.set(xlabel="images of a rollout batch", title="sampler's peak over the model, MiB")
+    panel.set_ylim(0, 1.2 * max(images["peak"]))
     panel.title.set_fontsize(9)

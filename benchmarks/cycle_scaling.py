@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 import cycle_report
 from cycle_cases import ROWS, Case, Worker, compared, trained
@@ -89,14 +90,14 @@ def measured_axis(points: dict[int, tuple[Case, int]], threads: int, repeats: in
     return found
 
 
-def sampler_peaks(counts: Sequence[int] = IMAGES) -> dict:
-    """The sampler's peak over the model, MiB, while it paints so many images of one prompt."""
+def sampler_peaks(repeats: int, counts: Sequence[int] = IMAGES) -> dict:
+    """The sampler's peak over the model, MiB, while it paints so many images of one prompt: medians."""
     found = {"values": list(counts), "peak": [], "seconds": []}
     for count in counts:
-        one = in_process(ROOT, "mmada", images=count, prompts=1)
-        found["peak"].append(one["peak"])
-        found["seconds"].append(one["seconds"])
-        print(f"{count} images: {one['peak']:.0f} MiB", file=sys.stderr, flush=True)
+        runs = [in_process(ROOT, "mmada", images=count, prompts=1) for _ in range(repeats)]
+        for key in ("peak", "seconds"):
+            found[key].append(median(one[key] for one in runs))
+        print(f"{count} images: {found['peak'][-1]:.0f} MiB", file=sys.stderr, flush=True)
     return found
 
 
@@ -117,7 +118,7 @@ def scaling(given) -> None:
         console.print(shown)
         out.write_text(json.dumps(found, indent=1) + "\n")
     if not wanted or "images" in wanted:
-        found["images"] = sampler_peaks()
+        found["images"] = sampler_peaks(given.repeats)
         out.write_text(json.dumps(found, indent=1) + "\n")
     cycle_report.plot_scaling(found, given.plot or ROOT / "docs" / "cycle-scaling.png")
     console.print(str(out))
