@@ -174,7 +174,7 @@ def write_plot(found: dict, path: Path) -> None:
     from matplotlib import pyplot
 
     cases = [case for case in CASES if case in found]
-    figure, axes = pyplot.subplots(1, len(cases), figsize=(4.5 * len(cases), 3.6), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(cases), figsize=(4.5 * len(cases), 4.4), squeeze=False)
     for axis, case in zip(axes[0], cases, strict=True):
         for name, each in found[case].items():
             if name != "exact":
@@ -182,7 +182,7 @@ def write_plot(found: dict, path: Path) -> None:
                 axis.plot(steps, each["kl_by_step"], marker=".", label=f"{name}: {each['faster']:.2f} x")
         axis.set(title=case, xlabel="denoising step", ylabel="KL from the exact law, nats a token", yscale="symlog")
         axis.set_yscale("symlog", linthresh=1e-3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
