@@ -106,8 +106,9 @@ class Tuned:
         return self._defaults[method]
 
     def values(self, method: str) -> list[Value]:
-        """All values of the method's own setting that are tried, in order."""
-        return sorted({self.default(method), *self.comparison.methods[method].values})
+        """All values of the method's own setting that are tried, in order; one that was tuned elsewhere is alone."""
+        of = self.comparison.methods[method]
+        return sorted({self.default(method), *of.values}) if of.value is None else [of.value]
 
     # --- choices -----------------------------------------------------------------------------------------------
 
@@ -115,7 +116,8 @@ class Tuned:
         """The tuning runs of stage 1, by learning rate; none if nothing is tuned here."""
         if (tuning := self.comparison.tuning) is None:
             return {}
-        return {rate: self.run(method, rate, tuning.seed, tuning=True) for rate in tuning.learning_rates}
+        value = self.comparison.methods[method].value
+        return {rate: self.run(method, rate, tuning.seed, value, tuning=True) for rate in tuning.learning_rates}
 
     def rate(self, method: str) -> float | None:
         """The best learning rate; None before the runs are there."""
