@@ -200,7 +200,7 @@ class Tuned:
         for method, of in self.comparison.methods.items():
             if rate := self.rate(method):
                 runs += [run for run in self.at_rate(method, rate).values() if run not in self.grid(method).values()]
-            else:
+            elif of.values:
                 later.append(f"{method}: {len(of.values)} values of {of.setting} at its best rate")
         return Stage("one setting of each method, at its best rate", runs, later)
 
