@@ -179,6 +179,15 @@ def merge(checkpoint: Path, adapter_folder: Path, out: Path) -> int:
         return adapter.refuse_no_change(changed)
 
 
+def copy_rest(checkpoint: Path, folder: Path) -> None:
+    """Copy what a checkpoint holds besides its weights (tokenizer, decoder of pixels) to weights that were saved alone.
+
+    Files that are there already stay.
+    """
+    weights = [path for kind in ("*.safetensors*", "pytorch_model*.bin*") for path in checkpoint.glob(kind)]
+    copy_files(checkpoint, folder, {*weights, *(checkpoint / path.name for path in folder.iterdir())})
+
+
 def copy_files(source: Path, target: Path, leave_out: Collection[Path]) -> None:
     """Copy a folder's files into an existing folder; not their permissions, so that the copy can be removed again."""
     for path in source.iterdir():

@@ -215,7 +215,10 @@ class MaskGRPOLoop:
         return checkpoints_of(self.run.settings)
 
     def save_model(self, folder: Path) -> None:
-        save_weights(self.trainer.accelerator.unwrap_model(self.trainer.model), folder)
+        if self.backbone:
+            self.backbone.save(folder)
+        else:
+            save_weights(self.trainer.accelerator.unwrap_model(self.trainer.model), folder)
 
 
 def make_loop(settings: RunSettings) -> MaskGRPOLoop:

@@ -20,6 +20,7 @@ from htgrpo_ext.backbones.llada.transformer import check_llada, load_llada
 from htgrpo_ext.backbones.lumina.backbone import LuminaBackbone
 from htgrpo_ext.backbones.micro.backbone import MicroBackbone
 from htgrpo_ext.backbones.mmada.backbone import MMaDABackbone
+from htgrpo_ext.core.sampler import MASK
 from htgrpo_ext.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -326,3 +327,28 @@ def test_a_randomly_damaged_folder_of_lumina_is_refused_or_loaded_right(tmp_path
     spoil_at_random(folder, seed)
     refused_or_loaded_right(folder, load)
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", [MMaDABackbone, LuminaBackbone])
+def test_full_weights_are_saved_with_all_that_a_checkpoint_of_their_own_needs(
+    kind, tmp_path, mmada_folder, lumina_folder
+):
+    folder = mmada_folder if kind is MMaDABackbone else lumina_folder
+    size = {} if kind is MMaDABackbone else {"height": 48, "width": 80}
+    trained = kind.load(folder, prompt_length=40, **size)
+    with torch.no_grad():
+        for weight in trained.model.parameters():
+            weight.mul_(1.01)
+    trained.save(tmp_path)
+    again = kind.load(tmp_path, prompt_length=40, **size)
+    prompts = [backbone.encode_prompts(["a photo of a red apple"]) for backbone in (trained, again)]
+    codes = torch.arange(trained.num_image_tokens)[None]
+    hidden = codes % 2 == 0
+    codes = codes.masked_fill(hidden, MASK)
+    with torch.no_grad():
+        logits = [b.image_logits(rows, codes, hidden) for b, rows in zip((trained, again), prompts, strict=True)]
+    assert torch.equal(*logits)
+    if kind is LuminaBackbone:
+        assert torch.equal(*(backbone.decode(codes.clamp(min=0)) for backbone in (trained, again)))
+    indexed = json.loads((tmp_path / INDEX).read_text())["weight_map"] if (tmp_path / INDEX).exists() else {}
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == (set(indexed.values()) or {"model.safetensors"})

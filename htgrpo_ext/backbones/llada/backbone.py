@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from htgrpo_ext.backbones.llada.transformer import LladaConfig, load_llada, read_config
+from htgrpo_ext.backbones.adapters import copy_rest
+from htgrpo_ext.backbones.llada.transformer import LladaConfig, LladaModel, load_llada, read_config
 from htgrpo_ext.backbones.policy import Policy, prepare_policy
 from htgrpo_ext.backbones.tokens import check_tokenizer, load_tokenizer
 from htgrpo_ext.core.kept import Kept
@@ -73,6 +74,7 @@ class LladaBackbone(Policy):
     image_offset   id of code 0
     lengths        how many tokens the tokenizer may have
     codes_are_last whether the rows of the codebook are the last of the vocabulary
+    checkpoint     the folder it was loaded from
     """
 
     grid: tuple[int, int]
@@ -83,6 +85,7 @@ class LladaBackbone(Policy):
     image_offset: int
     lengths: Collection[int]
     codes_are_last = False
+    checkpoint: Path | None = None
 
     def __init__(
         self,
@@ -123,7 +126,15 @@ class LladaBackbone(Policy):
         model = load_llada(checkpoint, dtype)
         model.activation_checkpointing = activation_checkpointing
         policy, reference = prepare_policy(nn.Module.to(model, device), lora, seed, frozen)
-        return cls(policy, tokenizer, reference, **layout)
+        backbone = cls(policy, tokenizer, reference, **layout)
+        backbone.checkpoint = checkpoint
+        return backbone
+
+    def save(self, folder: Path) -> None:
+        """See `Backbone`: full weights with the checkpoint's tokenizer and whatever else it holds."""
+        super().save(folder)
+        if isinstance(self.model, LladaModel) and self.checkpoint:
+            copy_rest(self.checkpoint, folder)
 
     @classmethod
     def load_tokenizer(cls, checkpoint: Path) -> PreTrainedTokenizerFast:
