@@ -63,6 +63,7 @@ def train(
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     loop: Annotated[Loop, typer.Option(help="native: our own. upstream: MaskGRPO's, patched.")] = Loop.native,
+    base_of: Annotated[Path | None, typer.Option(help="Run whose evaluation of the same base model is taken.")] = None,
 ) -> None:
     """Train, evaluate before and after, write the report."""
     from htgrpo_ext.config import load_settings
@@ -72,7 +73,7 @@ def train(
         print("deprecated: the loop `reference` is now called `native` (LOOP=native, --loop native)", file=sys.stderr)
     from htgrpo_ext.workflow.train import train as train_run
 
-    train_run(settings, "upstream" if loop is Loop.upstream else "native", resume)
+    train_run(settings, "upstream" if loop is Loop.upstream else "native", resume, base_of)
 
 
 @app.command()

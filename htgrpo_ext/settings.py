@@ -113,6 +113,14 @@ class RunSettings(Section):
         """What judges the model before and after training, if anything does."""
         return self.eval if isinstance(self.eval, Benchmark) else None
 
+    def same_base(self, other: "RunSettings") -> bool:
+        """Whether the base model's evaluation is the same in both runs: model, sampler, prompts, noise, rounding."""
+
+        def read(run: RunSettings) -> tuple:
+            return run.model, run.rollout, run.eval, run.loop.batch_size, run.loop.compile
+
+        return read(self) == read(other)
+
     @property
     def held_out(self) -> int:
         """Prompts per task of the micro world that the run does not train on: MicroEval's, if it has that."""

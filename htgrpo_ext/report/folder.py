@@ -55,6 +55,15 @@ def _reading(file: Path) -> Iterator[Path]:
         raise UserError(f"{file}: broken or incomplete ({one_line(error) or type(error).__name__})") from None
 
 
+def is_whole(evaluation: Path) -> bool:
+    """Whether an eval/*.npz is there and whole, with its pictures (a packed run has none)."""
+    try:
+        with np.load(evaluation) as arrays:
+            return all(arrays[name] is not None for name in arrays.files) and arrays["kept"].size > 0
+    except (OSError, *BROKEN):
+        return False
+
+
 @dataclass(frozen=True)
 class Scored:
     """One evaluation: eval/base.npz or eval/trained.npz."""

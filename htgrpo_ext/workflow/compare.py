@@ -15,7 +15,7 @@ from htgrpo_ext.config import load_settings
 from htgrpo_ext.errors import UserError
 from htgrpo_ext.files import require_folder
 from htgrpo_ext.report.comparison import write_comparison
-from htgrpo_ext.report.folder import read_summary
+from htgrpo_ext.report.folder import is_whole, read_summary
 from htgrpo_ext.report.summary import method_label
 from htgrpo_ext.settings import RunSettings
 from htgrpo_ext.workflow.processes import Job, run_jobs, stop_on_sigterm
@@ -121,21 +121,32 @@ def run_all(runs: Sequence[Planned], jobs: int, console: Console, command: Seque
     todo = {run.folder.name: run for run in runs if run.state != "finished"}
     if len(todo) < len(runs):
         console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already")
-    work = [_job(run, command) for run in todo.values()]
+    work = [_job(run, runs, command) for run in todo.values()]
     return [todo[job.name] for job in run_jobs(work, jobs, console)]
 
 
-def _job(run: Planned, command: Sequence[str]) -> Job:
+def _job(run: Planned, runs: Sequence[Planned], command: Sequence[str]) -> Job:
     resume = ["--resume"] if run.state == "unfinished" else []
     return Job(
         name=run.folder.name,
-        command=lambda: [*command, *run.arguments, *resume],
+        command=lambda: [*command, *run.arguments, *resume, *_base_of(run, runs)],
         log=run.log,
         total=run.settings.loop.cycles,
         done=run.cycles_done,
         outcome=lambda code: (run.state == "finished", _outcome(run, code)),
         appends=bool(resume),
     )
+
+
+def _base_of(run: Planned, runs: Sequence[Planned]) -> list[str]:
+    """Arguments that take the base model's evaluation from a finished run: it is the same for all methods and seeds."""
+    if not run.settings.benchmark or run.state != "new":
+        return []
+    for other in runs:
+        evaluation = other.folder / "eval" / "base.npz"
+        if run.settings.same_base(other.settings) and other.state == "finished" and is_whole(evaluation):
+            return ["--base-of", str(other.folder)]
+    return []
 
 
 def _outcome(run: Planned, code: int) -> str:

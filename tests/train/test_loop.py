@@ -47,6 +47,26 @@ def test_every_method_trains_and_its_first_ratio_is_exactly_one(method, checkpoi
     assert (folder / "report.html").exists()
 
 
+def test_the_base_models_evaluation_is_taken_from_another_run_of_the_same_base_only(checkpoint, tmp_path, monkeypatch):
+    import htgrpo_ext.workflow.train as workflow
+
+    asked, evaluate = [], workflow.evaluate
+    monkeypatch.setattr(workflow, "evaluate", lambda *given: asked.append(given[5]) or evaluate(*given))
+    first = train(tiny_settings("d1", checkpoint, tmp_path / "first"))
+    second = train(tiny_settings("htgrpo", checkpoint, tmp_path / "second", "seed=7"), base_of=first)
+    third = train(tiny_settings("htgrpo", checkpoint, tmp_path / "third", "seed=7"))
+    assert asked == ["base", "trained", "trained", "base", "trained"]
+    for name in ("eval/base.npz", "eval/trained.npz"):
+        with np.load(second / name) as taken, np.load(third / name) as own:
+            assert all((taken[key] == own[key]).all() for key in own.files)
+    with pytest.raises(UserError, match="first: the run there has another model, sampler or evaluation"):
+        train(tiny_settings("d1", checkpoint, tmp_path / "other", "eval.seed=7"), base_of=first)
+    (first / "eval/base.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="base.npz: no whole evaluation"):
+        train(tiny_settings("d1", checkpoint, tmp_path / "other"), base_of=first)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_without_a_benchmark_is_not_evaluated_but_reported(checkpoint, tmp_path):
     folder = train(tiny_settings("d1", checkpoint, tmp_path / "run", "eval=null"))
     summary = json.loads((folder / "summary.json").read_text())

@@ -52,11 +52,12 @@ def test_train_passes_settings_and_resume_on(monkeypatch, resume):
     from htgrpo_ext.workflow import train
 
     calls = []
-    monkeypatch.setattr(train, "train", lambda settings, loop, resume: calls.append((settings, loop, resume)))
+    monkeypatch.setattr(train, "train", lambda *given: calls.append(given))
     arguments = [*FILES, "configs/ablation/a3-up.yaml", "--set", "seed=5", "--set", "loop.cycles=3"]
-    assert run(monkeypatch, "train", *arguments, *["--resume"] * resume) == 0
-    [(settings, loop, resumed)] = calls
-    assert (settings.run_name, settings.loop.cycles, loop, resumed) == ("micro-a3-up-s5", 3, "native", resume)
+    assert run(monkeypatch, "train", *arguments, *["--resume"] * resume, *["--base-of", "other"] * resume) == 0
+    [(settings, *rest)] = calls
+    assert (settings.run_name, settings.loop.cycles) == ("micro-a3-up-s5", 3)
+    assert rest == ["native", resume, Path("other") if resume else None]
 
 
 def test_pretrain_passes_everything_on(monkeypatch, tmp_path):
@@ -141,7 +142,7 @@ def test_reference_is_an_alias_of_the_native_loop(monkeypatch, capsys, name):
     from htgrpo_ext.workflow import train
 
     calls = []
-    monkeypatch.setattr(train, "train", lambda settings, loop, resume: calls.append(loop))
+    monkeypatch.setattr(train, "train", lambda settings, loop, *rest: calls.append(loop))
     assert run(monkeypatch, "train", *FILES, "--loop", name) == 0
     assert calls == ["native"]
     assert capsys.readouterr().err.splitlines() == (

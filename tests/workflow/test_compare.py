@@ -29,7 +29,8 @@ import json, os, pathlib, sys
 words = sys.argv[1:]
 out = pathlib.Path([w[4:] for w in words if w.startswith("out=")][0])
 with (out.parent / "calls.jsonl").open("a") as calls:
-    calls.write(json.dumps([out.name, "--resume" in words, os.environ["OMP_NUM_THREADS"]]) + "\\n")
+    base = words[words.index("--base-of") + 1] if "--base-of" in words else None
+    calls.write(json.dumps([out.name, "--resume" in words, os.environ["OMP_NUM_THREADS"], base]) + "\\n")
 print("hello from", out.name)
 if out.name.startswith("maskgrpo"):
     sys.exit(3)
@@ -63,7 +64,7 @@ def calls(tmp_path: Path) -> dict[str, bool]:
     path = tmp_path / "out/calls.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     path.unlink(missing_ok=True)
-    return {name: resumed for name, resumed, _ in lines}
+    return {name: resumed for name, resumed, *_ in lines}
 
 
 def test_plan_is_every_method_with_every_seed_in_order(tmp_path):
@@ -99,6 +100,20 @@ def test_finished_runs_are_skipped_and_unfinished_ones_resumed(tmp_path, stub):
     assert calls(tmp_path) == {"d1-s1": True, "htgrpo-s0": True, "htgrpo-s1": True}
     run_all(runs, 2, Console(file=io.StringIO()), stub)
     assert calls(tmp_path) == {}
+
+
+def test_a_new_run_takes_the_base_models_evaluation_of_a_finished_one_that_has_its_pictures(tmp_path, stub):
+    runs = planned(tmp_path, method(tmp_path, name="d1"), method(tmp_path, name="htgrpo"))
+    for run in runs[:2]:
+        save_settings(run.settings, run.folder / "config.yaml")
+        save_evaluation(run.folder, run.settings.benchmark.prompts()[:2], 1, {"base": 0.5})
+        (run.folder / "summary.json").write_text("{}")
+    packed, finished = (run.folder for run in runs[:2])
+    with np.load(packed / "eval/base.npz") as arrays:
+        np.savez(packed / "eval/base.npz", **(dict(arrays) | {"kept": arrays["kept"][..., :0]}))
+    run_all(runs, 2, Console(file=io.StringIO()), stub)
+    lines = [json.loads(line) for line in (tmp_path / "out/calls.jsonl").read_text().splitlines()]
+    assert {name: base for name, *_, base in lines} == {f"htgrpo-s{seed}": str(finished) for seed in (0, 1)}
 
 
 def test_a_run_with_other_settings_is_not_overwritten(tmp_path):
