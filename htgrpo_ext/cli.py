@@ -326,6 +326,8 @@ def serve_reward(
 
 def main() -> None:
     """Run the command. Each of a user's mistakes is one `error:` line; the exit code is then 2. Control-C: 130."""
+    if sys.platform == "darwin":  # accelerate would take Apple's GPU, on which nobody has run this
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="htgrpo", standalone_mode=False))
     except Stopped as stop:

@@ -124,7 +124,7 @@ class Sketch:
 def stepped(weights: Sequence[Tensor], direction: Sequence[Tensor], rms: float) -> Iterator[None]:
     """Inside, the weights have moved along `direction` so far that the root mean square of their changes is `rms`."""
     before = [weight.detach().clone() for weight in weights]
-    length = sum(float(part.double().square().sum()) for part in direction) ** 0.5
+    length = sum(float(part.cpu().double().square().sum()) for part in direction) ** 0.5
     scale = rms * sum(weight.numel() for weight in weights) ** 0.5 / length if length else 0.0
     with torch.no_grad():
         for weight, part in zip(weights, direction, strict=True):

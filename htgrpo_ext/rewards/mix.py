@@ -51,7 +51,7 @@ class JudgedBatch(Judged):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the images of all W rollouts, in order of rank."""
+    """Scores of the images of all W rollouts, in order of rank, on the CPU."""
 
     names: list[str]  # of the R rewards
     score_WR: Tensor  # float32, before weight and scale; NaN where a reward failed
@@ -169,7 +169,8 @@ class Rewards:
         if scores.failure:
             metrics["failure"] = scores.failure
         own = slice(self.processes.process_index * count, (self.processes.process_index + 1) * count)
-        return JudgedBatch(mixed.reward_B[own], mixed.advantage_B[own], kept_W[own], bool(kept_W.any()), metrics)
+        here = (each[own].to(self.processes.device) for each in (mixed.reward_B, mixed.advantage_B, kept_W))
+        return JudgedBatch(*here, bool(kept_W.any()), metrics)
 
     def scores(self, *parts: Pending) -> Scores:
         """Wait for the servers, and gather all processes' scores. Every process has equally many images.
@@ -187,9 +188,11 @@ class Rewards:
         names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.processes.device
         given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
         score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
-        score_WR = _gathered(score_BR)
+        score_WR = _gathered(
+            score_BR
+        ).cpu()  # they are mixed on the host: few numbers, and not every device has float64
         scales = self.settings.mixing == "sum"
-        weight_R = torch.tensor([t.weight * (t.scale if scales else 1.0) for t in terms], device=device)
+        weight_R = torch.tensor([t.weight * (t.scale if scales else 1.0) for t in terms])
         failed_W = ~((score_WR.abs() <= LARGEST_SCORE) & ((score_WR * weight_R).abs() <= LARGEST_SCORE)).all(1)
         lost = bool(failed_W.any())
         reasons = gather_object([why for name in names for why in outcomes[name][1]]) if lost else []

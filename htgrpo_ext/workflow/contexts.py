@@ -42,7 +42,7 @@ def token_laws(study: Study, update: Update, clip: float) -> dict:
 
     def of(some_BN: torch.Tensor) -> dict:
         before, marginal, own = (
-            float(entropy_BN[some_BN].double().mean())
+            float(entropy_BN[some_BN].cpu().double().mean())
             for entropy_BN in (before_N.expand_as(own_BN), marginal_BN, own_BN)
         )
         known: Information = prompt_information(before, marginal, own)

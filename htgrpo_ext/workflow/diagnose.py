@@ -126,8 +126,7 @@ def print_diagnosis(found: dict, out: Path) -> None:
 
 def trained_backbone(settings: RunSettings, adapter: Path | None) -> Backbone:
     """The model with the weights that the run would train: all, or fresh adapters (over a folded one)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_backbone(settings.model, device, frozen=True, adapter=adapter)
+    backbone = load_backbone(settings.model, str(PartialState().device), frozen=True, adapter=adapter)
     if lora := settings.model.lora_keywords():
         backbone.model = with_adapters(backbone.model, lora, settings.seed)
         backbone.route_through(backbone.model)

@@ -13,6 +13,8 @@ from helpers.micro_runs import records, tiny_settings
 from helpers.pretend_accelerator import NAME, Waits, counted, total
 from htgrpo_ext.train import native
 from htgrpo_ext.train.checkpoint import read_checkpoint
+from htgrpo_ext.workflow.diagnose import diagnose
+from htgrpo_ext.workflow.diagnosis_settings import settings_of
 from htgrpo_ext.workflow.generate import generate_set
 from htgrpo_ext.workflow.sample import sample
 from htgrpo_ext.workflow.train import train
@@ -20,13 +22,13 @@ from htgrpo_ext.workflow.train import train
 # How often the host waits for the device in one cycle of a tiny run (2 micro-batches, 3 denoising steps, 2 updates): to
 # read a number or a size from there, and to send numbers there. A change that lowers one writes it down here.
 WAITS = {  # read, send
-    "agrpo": (131, 24),
-    "d1": (151, 24),
-    "htgrpo": (127, 24),
-    "maskgrpo": (147, 24),
-    "maskgrpo-fixed": (149, 24),
-    "tracegrpo": (131, 22),
-    "unigrpo": (149, 25),
+    "agrpo": (116, 26),
+    "d1": (136, 26),
+    "htgrpo": (112, 26),
+    "maskgrpo": (132, 26),
+    "maskgrpo-fixed": (134, 26),
+    "tracegrpo": (116, 24),
+    "unigrpo": (134, 27),
 }
 LORA = ("model.tuning=lora", "model.lora.rank=2")
 
@@ -139,3 +141,15 @@ def test_a_whole_run_is_evaluated_reported_sampled_from_and_painted_with(device,
         on("cpu")
     there, here = ({p.name: p.read_bytes() for p in (tmp_path / at).rglob("*.png")} for at in ("there", "here"))
     assert len(there) > 3 and there == here
+
+
+def test_a_diagnosis_gives_the_numbers_of_the_cpu(on, checkpoint, tmp_path):
+    found = []
+    for place in ("there", "here"):
+        runs = [tiny_settings(m, checkpoint, tmp_path, *settings_of(2)) for m in ("htgrpo", "tracegrpo", "agrpo")]
+        diagnose(runs, 2, None, tmp_path / place)
+        lines = json.loads((tmp_path / place / "diagnosis.json").read_text())
+        found.append([number for r in lines["methods"] for number in (*r["cosine"], *r["norm_ratio"])])
+        on("cpu")
+    assert len(found[0]) > 3
+    assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-4)

@@ -44,6 +44,20 @@ def test_cpu_and_device_do_not_mix(what):
         MIXED[what](HERE.to(NAME))
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: HERE.to(NAME).double(),
+        lambda: HERE.double().to(NAME),
+        lambda: torch.zeros(2, dtype=torch.float64, device=NAME),
+    ],
+    ids=["cast", "sent", "made"],
+)
+def test_float64_is_refused_as_on_apples_devices(made):
+    with pytest.raises(TypeError, match="has no torch.float64"):
+        made()
+
+
 def test_numpy_is_refused_and_a_number_may_come_from_the_cpu():
     x = HERE.to(NAME)
     with pytest.raises(TypeError, match="can't convert pretend"):

@@ -4,6 +4,7 @@ It does what a GPU would do where a CPU forgives:
 - an operator that gets tensors of both devices raises, unless the CPU tensor has no dimension (a number), or is an
   index, which CUDA copies over;
 - so does a CPU generator that draws for the device;
+- so does a number in float64, which Apple's devices do not have;
 - each time that the host must wait for the device is counted, with the line of the package that asked for it.
 
 A registration lasts as long as its process. Tests run on it in a process of their own: test_devices.py.
@@ -25,6 +26,7 @@ aten = torch.ops.aten
 
 COPIES = (aten.copy_.default, aten._to_copy.default)  # the operators that may see both devices
 INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
+NOT_THERE = (torch.float64, torch.complex128)  # Apple's devices have none
 JOINS = (aten.stack.default, aten.cat.default)  # they take not even a number from the CPU
 # The host reads the answer, or must know how large it is.
 ANSWERS = (
@@ -88,6 +90,8 @@ class PretendTensor(Tensor):
         )
 
     def __init__(self, inner: Tensor):
+        if inner.dtype in NOT_THERE:
+            raise TypeError(f"the device {NAME} has no {inner.dtype}")
         self.inner = inner
 
     @classmethod

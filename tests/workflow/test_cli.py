@@ -152,6 +152,18 @@ def test_reference_is_an_alias_of_the_native_loop(monkeypatch, capsys, name):
     assert done.returncode == 0 and f"--loop {name}" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("platform", "asked", "device"), [("darwin", None, "cpu"), ("darwin", "mps", "mps"), ("linux", None, None)]
+)
+def test_a_mac_computes_on_its_cpu_unless_asked(monkeypatch, platform, asked, device):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", asked or "")
+    if asked is None:
+        monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
+    monkeypatch.setattr("sys.platform", platform)
+    assert run(monkeypatch, "--version") == 0
+    assert os.environ.get("ACCELERATE_TORCH_DEVICE") == device
+
+
 def test_the_version_is_the_packages(monkeypatch, capsys):
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"htgrpo {__version__}\n"
