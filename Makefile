@@ -48,6 +48,9 @@ PLACEMENT ?= canonical
 # Of a base of the words world.
 DIFFICULTY ?= fixed
 STEPS_WORDS = $(if $(filter free,$(DIFFICULTY)),6500,240)
+# A checkpoint of the words world to train further, and the steps that it has had.
+FURTHER ?=
+DONE ?=
 TEST_JOBS ?= 2
 # 1: how time and memory grow, instead of a cycle.
 SCALING ?=
@@ -287,9 +290,10 @@ lint: $(READY)  ## Check style, types, and that imports point downwards
 pretrain-micro: $(READY)  ## Train the micro model's base checkpoint: OUT, SEED, STEPS, PLACEMENT
 	@$(BIN)/htgrpo pretrain-micro --out $(OUT) --seed $(SEED) --steps $(STEPS) --placement $(PLACEMENT)
 
-pretrain-words: $(READY)  ## Make the words world's tokenizer, train a base checkpoint: OUT, SEED, STEPS, DIFFICULTY=fixed|free
+pretrain-words: $(READY)  ## Make the words world's tokenizer, train a base checkpoint: OUT, SEED, STEPS, DIFFICULTY=fixed|free; FURTHER, DONE
 	@$(BIN)/htgrpo pretrain-words --out $(call or-out,runs/words-$(DIFFICULTY)) --seed $(SEED) \
-		--steps $(if $(filter file,$(origin STEPS)),$(STEPS_WORDS),$(STEPS)) --difficulty $(DIFFICULTY)
+		--steps $(if $(filter file,$(origin STEPS)),$(STEPS_WORDS),$(STEPS)) --difficulty $(DIFFICULTY) \
+		$(if $(FURTHER),--further '$(FURTHER)') $(if $(DONE),--done $(DONE))
 
 clean:  ## Remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -253,11 +253,13 @@ def pretrain_words(
     steps: Annotated[int, typer.Option(min=1, max=10**7, help="Optimizer steps.")],
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     difficulty: Annotated[Difficulty, typer.Option(help="Of a word's font, size and place.")] = Difficulty.fixed,
+    further: Annotated[Path | None, typer.Option(help="Checkpoint to train further, instead of from scratch.")] = None,
+    done: Annotated[int, typer.Option(min=0, max=10**7, help="Steps of --steps that it has had.")] = 0,
 ) -> None:
-    """Make the words world's tokenizer, and train a base checkpoint from scratch."""
+    """Make the words world's tokenizer, and train a base checkpoint."""
     from htgrpo_ext.backbones.words.pretrain import pretrain
 
-    pretrain(out, seed, steps, free=difficulty is Difficulty.free)
+    pretrain(out, seed, steps, difficulty is Difficulty.free, further, done)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The words model and its backbone: layout of a prompt, positions, pictures, pretraining."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,10 +217,39 @@ def test_pretraining_says_before_it_trains_that_it_cannot_write(monkeypatch, tmp
     assert re.fullmatch("error: .*exists already; give another --out.*\n", capsys.readouterr().err)
 
 
+def test_a_checkpoint_is_trained_further_from_its_mean_at_the_rates_that_follow(monkeypatch, codebook, tmp_path):
+    small(monkeypatch, codebook)
+    pretraining.pretrain(tmp_path / "two", seed=1, steps=2, free=True)
+    before = WordsModel.from_pretrained(tmp_path / "two").state_dict()
+    seen = []
+    monkeypatch.setattr(pretraining, "freedom", lambda step: seen.append(step) or 0.0)
+    pretraining.pretrain(tmp_path / "five", seed=1, steps=5, free=True, further=tmp_path / "two", done=2)
+    assert seen == [2, 3, 4]
+    monkeypatch.setattr(pretraining, "rate_factor", lambda step, done: 0.0)
+    pretraining.pretrain(tmp_path / "same", seed=1, steps=5, free=True, further=tmp_path / "two", done=2)
+    after, same = (WordsModel.from_pretrained(tmp_path / name).state_dict() for name in ("five", "same"))
+    assert all(torch.equal(same[name], before[name]) for name in before)
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_rates_warm_up_again_and_then_fall_as_if_nothing_had_stopped():
+    rates = [pretraining.rate_factor(step) for step in range(7000)]
+    further = [pretraining.rate_factor(step, 6000) for step in range(6000, 7000)]
+    assert further[0] == 1 / pretraining.WARMUP and rates[0] == 1 / pretraining.WARMUP
+    assert further[pretraining.WARMUP :] == rates[6000 + pretraining.WARMUP :]
+
+
+@pytest.mark.parametrize("more", [("--done", "1"), ("--further", "two"), ("--further", "two", "--done", "2")])
+def test_steps_that_do_not_fit_are_refused(monkeypatch, tmp_path, capsys, more):
+    monkeypatch.setattr(pretraining, "make_codebook", lambda _: pytest.fail("it trained"))
+    assert run(monkeypatch, "pretrain-words", "--out", str(tmp_path / "out"), "--steps", "2", *more) == 2
+    assert "nothing can be trained further; --done goes with --further" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("difficulty", ["fixed", "free"])
 def test_the_command_passes_everything_on(monkeypatch, tmp_path, difficulty):
     calls = []
-    monkeypatch.setattr(pretraining, "pretrain", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(pretraining, "pretrain", lambda *args: calls.append(args))
     arguments = ["--out", str(tmp_path), "--seed", "4", "--steps", "7", "--difficulty", difficulty]
-    assert run(monkeypatch, "pretrain-words", *arguments) == 0
-    assert calls == [((tmp_path, 4, 7), {"free": difficulty == "free"})]
+    assert run(monkeypatch, "pretrain-words", *arguments, "--further", "base", "--done", "3") == 0
+    assert calls == [(tmp_path, 4, 7, difficulty == "free", Path("base"), 3)]

@@ -4,7 +4,8 @@ As for MaskGIT and MMaDA: the mask ratio is cos(pi/2 u), u uniform; the loss is 
 tokens. Captions are dropped with probability 0.1, so that the model is unconditional too (classifier-free guidance).
 
 The rates depend on the step only, and what is saved is a running mean of the weights over about the last tenth of the
-steps. So a checkpoint on the way is the same as one of a training of so many steps.
+steps. So a checkpoint on the way is the same as one of a training of so many steps. A checkpoint can be trained
+further: from its mean, with fresh optimizers, at the rates of the steps that follow.
 
 B pictures, N tokens, V codes, D pixels of a patch.
 """
@@ -26,6 +27,7 @@ from htgrpo_ext.backbones.words.backbone import WordsBackbone
 from htgrpo_ext.backbones.words.model import WordsConfig, WordsModel
 from htgrpo_ext.core.randomness import derived_generator, derived_seed
 from htgrpo_ext.core.sampler import MASK, cosine_masked_share
+from htgrpo_ext.errors import UserError
 from htgrpo_ext.files import new_folder
 from htgrpo_ext.words import tokenizer, world
 from htgrpo_ext.words.drawing import draw
@@ -92,27 +94,34 @@ def freedom(step: int) -> float:
     return min(max(step - FIXED_UNTIL, 0) / (FREE_FROM - FIXED_UNTIL), 1.0)
 
 
-def rate_factor(step: int) -> float:
-    """Share of the peak learning rate: linear warm-up, the peak, then down with the root of the step."""
-    return min((step + 1) / WARMUP, 1.0, math.sqrt(FULL / (step + 1)))
+def rate_factor(step: int, done: int = 0) -> float:
+    """Share of the peak rate: linear warm-up from step `done` on, the peak, then down with the root of the step."""
+    return min((step - done + 1) / WARMUP, 1.0, math.sqrt(FULL / (step + 1)))
 
 
-def pretrain(out: Path, seed: int, steps: int, free: bool) -> None:
-    """Make the codebook, train a WordsModel from scratch and save it to `out` (config.json, model.safetensors).
+def pretrain(out: Path, seed: int, steps: int, free: bool, further: Path | None = None, done: int = 0) -> None:
+    """Make the codebook, train a WordsModel and save it to `out` (config.json, model.safetensors).
 
-    Raises UserError, before anything is made, if `out` is there and not empty, or cannot be written.
+    steps    of the whole training
+    further  a checkpoint to go on from, after `done` steps of its training; None: from scratch
+
+    Raises UserError, before anything is made, if `out` is there and not empty, or cannot be written, if `further` is no
+    such checkpoint, or if its steps do not fit.
     """
+    if (further is None) != (done == 0) or done >= steps:
+        raise UserError(f"after {done} steps of {steps} nothing can be trained further; --done goes with --further")
+    trained = WordsBackbone.load(further).model if further else None
     with new_folder(out.expanduser(), SIZE) as folder, Progress() as progress:
-        task = progress.add_task("the tokenizer's codebook", total=steps)
-        model = fresh_model(seed, make_codebook(seed))
-        for mean, loss in train(model, seed, steps, free):  # noqa: B007, the last is saved
+        task = progress.add_task("the tokenizer's codebook", total=steps, completed=done)
+        model = trained or fresh_model(seed, make_codebook(seed))
+        for mean, loss in train(model, seed, steps, free, done):  # noqa: B007, the last is saved
             progress.update(task, advance=1, description=f"pretrain  loss {loss:.3f}")
         mean.save_pretrained(folder)
 
 
-def train(model: WordsModel, seed: int, steps: int, free: bool) -> Iterator[tuple[WordsModel, float]]:
-    """Train the model in place. Gives, after each step, the running mean of its weights (always the same object) and
-    the running mean of the loss.
+def train(model: WordsModel, seed: int, steps: int, free: bool, done: int = 0) -> Iterator[tuple[WordsModel, float]]:
+    """Train the model in place, from step `done` to `steps`. Gives, after each step, the running mean of its weights
+    (always the same object) and the running mean of the loss.
 
     Muon trains the blocks' matrices, AdamW the embedding, the head and the norms.
     """
@@ -123,11 +132,15 @@ def train(model: WordsModel, seed: int, steps: int, free: bool) -> Iterator[tupl
         torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor) for optimizer in optimizers]
-    rng = Random(derived_seed(seed, "pictures", "free" if free else "fixed"))
-    noise = derived_generator(seed, "masks")
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda taken: rate_factor(done + taken, done))
+        for optimizer in optimizers
+    ]
+    more = (done,) if done else ()  # other pictures than those of the first steps
+    rng = Random(derived_seed(seed, "pictures", "free" if free else "fixed", *more))
+    noise = derived_generator(seed, "masks", *more)
     running = math.log(world.CODEBOOK_SIZE)
-    for step in range(steps):
+    for step in range(done, steps):
         captions, pictures_BHW = training_pictures(rng, freedom(step) if free else 0, BATCH_SIZE)
         codes_BN = tokenizer.encode(pictures_BHW, model.codebook)
         ratios = [cosine_masked_share(u) for u in torch.rand(BATCH_SIZE, generator=noise).tolist()]
