@@ -52,6 +52,8 @@ STEPS_WORDS = $(if $(filter free,$(DIFFICULTY)),6500,240)
 FURTHER ?=
 DONE ?=
 TEST_JOBS ?= 2
+# A tuned comparison: a file of configs/comparison.
+PLAN ?= $(MODEL:-free=)
 # 1: how time and memory grow, instead of a cycle.
 SCALING ?=
 
@@ -195,11 +197,11 @@ diagnose: $(READY)  ## Compare each method's gradient with the exact one, before
 		$(if $(PROMPTS),--prompts '$(PROMPTS)') $(if $(ADAPTER),--adapter '$(ADAPTER)') \
 		--out '$(if $(filter file,$(origin OUT)),runs/diagnose-$(MODEL),$(OUT))'
 
-compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; TUNE=1, DRY=1: tuned ones; or RUNS="a b", BASELINE, OUT: scored images
+compare: $(READY)  ## Train methods side by side: METHODS="a b", SEEDS=3, CYCLES=10, JOBS=2, MODEL, REWARD, SET; TUNE=1, DRY=1, PLAN: tuned ones; or RUNS="a b", BASELINE, OUT: scored images
 ifneq ($(call yes,$(TUNE)),)
-	@$(BIN)/htgrpo compare $(MODEL_FILES) --tune configs/comparison/$(MODEL:-free=).yaml --jobs $(JOBS) $(SETS) \
+	@$(BIN)/htgrpo compare $(MODEL_FILES) --tune configs/comparison/$(PLAN).yaml --jobs $(JOBS) $(SETS) \
 		$(if $(filter file,$(origin METHODS)),,--methods '$(call listed,$(METHODS))') \
-		--out $(call or-out,runs/compare-tuned$(if $(filter micro,$(MODEL)),,-$(MODEL))) $(if $(call yes,$(DRY)),--dry-run)
+		--out $(call or-out,runs/compare-tuned$(if $(filter micro,$(MODEL)),,-$(MODEL))$(if $(filter file,$(origin PLAN)),,-$(PLAN))) $(if $(call yes,$(DRY)),--dry-run)
 else ifneq ($(strip $(RUNS)),)
 	@$(BIN)/htgrpo eval summarize $(RUNS) $(if $(BASELINE),--baseline '$(BASELINE)') \
 		--out '$(if $(filter file,$(origin OUT)),runs/compare,$(OUT))' $(if $(filter file,$(origin MODEL)),,--model '$(MODEL)')
