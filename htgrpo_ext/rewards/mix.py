@@ -188,9 +188,7 @@ class Rewards:
         names, terms, device = [t.name for t in self.settings.terms], self.settings.terms, self.processes.device
         given = [[float("nan") if s is None else s for s in outcomes[name][0]] for name in names]
         score_BR = torch.tensor(given, dtype=torch.float32, device=device).T.contiguous()
-        score_WR = _gathered(
-            score_BR
-        ).cpu()  # they are mixed on the host: few numbers, and not every device has float64
+        score_WR = _gathered(score_BR).cpu()  # mixed on the host: few numbers, and not every device has float64
         scales = self.settings.mixing == "sum"
         weight_R = torch.tensor([t.weight * (t.scale if scales else 1.0) for t in terms])
         failed_W = ~((score_WR.abs() <= LARGEST_SCORE) & ((score_WR * weight_R).abs() <= LARGEST_SCORE)).all(1)
