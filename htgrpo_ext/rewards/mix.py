@@ -169,8 +169,9 @@ class Rewards:
         if scores.failure:
             metrics["failure"] = scores.failure
         own = slice(self.processes.process_index * count, (self.processes.process_index + 1) * count)
-        here = (each[own].to(self.processes.device) for each in (mixed.reward_B, mixed.advantage_B, kept_W))
-        return JudgedBatch(*here, bool(kept_W.any()), metrics)
+        whole = (mixed.reward_B, mixed.advantage_B, kept_W)
+        reward_B, advantage_B, kept_B = (each[own].to(self.processes.device) for each in whole)
+        return JudgedBatch(reward_B, advantage_B, kept_B, bool(kept_W.any()), metrics)
 
     def scores(self, *parts: Pending) -> Scores:
         """Wait for the servers, and gather all processes' scores. Every process has equally many images.

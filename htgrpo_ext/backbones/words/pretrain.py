@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def pretrain(out: Path, seed: int, steps: int, free: bool, further: Path | None 
     """
     if (further is None) != (done == 0) or done >= steps:
         raise UserError(f"after {done} steps of {steps} nothing can be trained further; --done goes with --further")
-    trained = WordsBackbone.load(further).model if further else None
+    trained = cast(WordsModel, WordsBackbone.load(further).model) if further else None
     with new_folder(out.expanduser(), SIZE) as folder, Progress() as progress:
         task = progress.add_task("the tokenizer's codebook", total=steps, completed=done)
         model = trained or fresh_model(seed, make_codebook(seed))
