@@ -64,16 +64,12 @@ def rule(data: dict) -> str:
         return f"Learning rates and settings were tuned elsewhere; nothing was tried here. {seeds}"
     rates = tuning["learning_rates"]
     values = len(next(iter(plan["methods"].values()))["values"])
-    if values:
-        others = f"{values} other value{'s' if values > 1 else ''} of one setting at its best rate"
-        tried, taken = f"at its default settings, then {others}", "the smallest rate, or the default value, is taken"
-    else:
-        tried, taken = "at settings that were tuned elsewhere", "the smallest rate is taken"
     return (
         f"Each method had {len(rates) + values} tuning runs of {plan['cycles']} cycles: the learning rates "
-        f"{', '.join(map(short_rate, rates))} {tried}. They have training seed {tuning['seed']} and evaluation noise "
-        f"{tuning['eval_seed']}, which no run of the comparison has. Scores within {tuning['tie']:g} of the best tie "
-        f"with it; then {taken}. {seeds}"
+        f"{', '.join(map(short_rate, rates))} at its default settings, then {values} other "
+        f"value{'s' if values > 1 else ''} of one setting at its best rate. They have training seed {tuning['seed']} "
+        f"and evaluation noise {tuning['eval_seed']}, which no run of the comparison has. Scores within "
+        f"{tuning['tie']:g} of the best tie with it; then the smallest rate, or the default value, is taken. {seeds}"
     )
 
 

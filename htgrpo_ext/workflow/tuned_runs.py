@@ -106,9 +106,8 @@ class Tuned:
         return self._defaults[method]
 
     def values(self, method: str) -> list[Value]:
-        """All values of the method's own setting that are tried, in order; one that was tuned elsewhere is alone."""
-        of = self.comparison.methods[method]
-        return sorted({self.default(method), *of.values}) if of.value is None else [of.value]
+        """All values of the method's own setting that are tried, in order."""
+        return sorted({self.default(method), *self.comparison.methods[method].values})
 
     # --- choices -----------------------------------------------------------------------------------------------
 
@@ -116,8 +115,7 @@ class Tuned:
         """The tuning runs of stage 1, by learning rate; none if nothing is tuned here."""
         if (tuning := self.comparison.tuning) is None:
             return {}
-        value = self.comparison.methods[method].value
-        return {rate: self.run(method, rate, tuning.seed, value, tuning=True) for rate in tuning.learning_rates}
+        return {rate: self.run(method, rate, tuning.seed, tuning=True) for rate in tuning.learning_rates}
 
     def rate(self, method: str) -> float | None:
         """The best learning rate; None before the runs are there."""
@@ -200,7 +198,7 @@ class Tuned:
         for method, of in self.comparison.methods.items():
             if rate := self.rate(method):
                 runs += [run for run in self.at_rate(method, rate).values() if run not in self.grid(method).values()]
-            elif of.values:
+            else:
                 later.append(f"{method}: {len(of.values)} values of {of.setting} at its best rate")
         return Stage("one setting of each method, at its best rate", runs, later)
 

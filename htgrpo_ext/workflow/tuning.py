@@ -34,8 +34,8 @@ class OfMethod(Section):
     """What is tried of one method; configs/comparison/micro.yaml explains the fields."""
 
     settings: Overrides = {}
-    learning_rate: Rate | None = None  # tuned elsewhere, so no rate is tried here
-    value: Value | None = None  # of `setting`, tuned elsewhere, so no other is tried here
+    learning_rate: Rate | None = None  # this and `value`: tuned elsewhere, so nothing is tried here
+    value: Value | None = None
     setting: str
     values: list[Value] = []
     published: Overrides = {}
@@ -71,10 +71,8 @@ class Comparison(Section):
         if self.tuning and self.tuning.seed in self.seeds:
             found.append(f"tuning.seed {self.tuning.seed} is a seed of the comparison too; choose another")
         for name, each in self.methods.items():
-            if self.tuning and each.learning_rate:
-                found.append(f"methods.{name}: learning_rate is for files without `tuning`")
-            if each.value is not None and each.values:
-                found.append(f"methods.{name}: give value, which is tuned elsewhere, or values to try here, not both")
+            if self.tuning and (each.learning_rate or each.value is not None):
+                found.append(f"methods.{name}: learning_rate and value are for files without `tuning`")
             if not self.tuning and (each.learning_rate is None or each.values):
                 found.append(f"methods.{name}: without `tuning` it needs a learning_rate, and no values")
         if len({len(each.values) for each in self.methods.values()}) > 1:

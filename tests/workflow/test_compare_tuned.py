@@ -300,27 +300,6 @@ def test_methods_that_were_tuned_elsewhere_are_compared_at_once(tmp_path, monkey
     assert "structure_ratio 0.3 (default)" in text
 
 
-def test_a_setting_that_was_tuned_elsewhere_is_kept_while_rates_are_tried(tmp_path, monkeypatch, capsys):
-    case = Done(tmp_path)
-    methods = {m: {key: of[key] for key in of if key != "learning_rate"} for m, of in ELSEWHERE["methods"].items()}
-    plan = ELSEWHERE | {"methods": methods, "tuning": PLAN["tuning"]}
-    case.plan.write_text(yaml.safe_dump(plan, sort_keys=False))
-    monkeypatch.setattr(workflow, "run_all", case.run_all)
-    monkeypatch.setattr(workflow, "stop_on_sigterm", lambda: None)
-    case.compare(dry=True)
-    assert "values of" not in capsys.readouterr().out
-    case.compare()
-    tried = [f"htgrpo-lr{rate}-s100" for rate in ("1e-4", "3e-4")]
-    tried += [f"maskgrpo-lr{rate}-min_mask_rate0.8-s100" for rate in ("1e-4", "3e-4")]
-    compared = [f"htgrpo-lr3e-4-s{seed}" for seed in (0, 1)]
-    compared += [f"maskgrpo-lr1e-4-min_mask_rate0.8-s{seed}" for seed in (0, 1)]
-    assert case.calls == [(tried, 2), (compared, 2)]
-    text = (case.out / "tables" / "tables.md").read_text()
-    assert "2 tuning runs of 3 cycles: the learning rates 1e-4, 3e-4 at settings that were tuned elsewhere." in text
-    rows = [line for line in text.splitlines() if line.startswith("| maskgrpo | ")]
-    assert rows[0].split(" | ")[-1] == "1e-4, min_mask_rate 0.8 |"
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -331,7 +310,7 @@ def test_a_setting_that_was_tuned_elsewhere_is_kept_while_rates_are_tried(tmp_pa
         ),
         (
             {"tuning": PLAN["tuning"]},
-            "methods.htgrpo: learning_rate is for files without `tuning`",
+            "methods.maskgrpo: learning_rate and value are for files without `tuning`",
         ),
     ],
 )

@@ -38,8 +38,6 @@ def test_every_method_has_as_many_tuning_runs_with_a_seed_that_is_not_compared()
         ("reference: htgrpo", "reference: ours", "reference `ours` is none of the methods"),
         ("  seed: 100 ", "  seed: 1 ", "tuning.seed 1 is a seed of the comparison too"),
         ("values: [0.2, 0.5]", "values: [0.2]", "methods differ in the number of values"),
-        ("values: [0.2, 0.5]", "learning_rate: 3.0e-4", "htgrpo: learning_rate is for files without `tuning`"),
-        ("values: [0.2, 0.5]", "values: [0.2, 0.5]\n    value: 0.2", "htgrpo: give value, which is tuned elsewhere"),
         ("d1: [0.60, 0.619, 0.623]", "d1: [0.60]", "check.reported needs a score for each"),
         ("tie: 0.005", "ties: 0.005", "tuning.tie: Field required"),
         ("cycles: 10 ", "cycles: ten ", "cycles: Input should be a valid integer"),
